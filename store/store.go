@@ -1,0 +1,82 @@
+// Package store is the repository: restore points of virtual machines, kept
+// deduplicated, compressed, encrypted and verifiable on a [backend.Backend].
+//
+// The bytes are specified in docs/repository-format.md. In short: a disk is cut
+// into blocks; a block of zeros is not stored; every other block is identified
+// by a keyed hash, stored once in a segment and found by its address. A tree of
+// addresses, the block map, makes a disk; its nodes are stored like blocks and
+// shared between the points that have them in common. A restore point is one
+// small object that names the roots. Creating that object is the commit.
+//
+// # Reading
+//
+// [Open] reads the header and a key; it costs the same whatever the repository
+// holds. [Repository.Points] lists, [Repository.OpenDisk] gives an [Image],
+// which is a [disk.Image] with everything optional that a reader can offer.
+//
+// # Writing
+//
+//	ing, err := repo.NewIngest(ctx, store.IngestOptions{})
+//	defer ing.Close()
+//	w, err := ing.Begin(store.PointSpec{VM: "web1", Parent: last})
+//	defer w.Abort() // does nothing after Commit
+//	err = w.AddDisk(ctx, store.DiskSpec{Key: 2000, Label: "Hard disk 1"}, src, nil, nil)
+//	point, err := w.Commit(ctx)
+//
+// Nothing of a point is visible before Commit returned, and whatever way a
+// writer ends, the next one finds and sweeps what it left.
+//
+// # Who may do what at the same time
+//
+// Any number of readers and writers, in one process and in many, on one
+// repository. A writer announces itself with a claim on a range of segment
+// numbers, so that no two write the same object; see claim.go for the protocol
+// and its safety argument. Only Prune wants to be alone with the writers.
+package store
+
+import (
+	"log/slog"
+	"time"
+)
+
+// DefaultCacheBytes is the size of a repository's cache of decoded frames when
+// Options does not say. The memory is taken as it is used.
+const DefaultCacheBytes = 256 << 20
+
+// DefaultBlockSize is the block size of a new repository, in bytes.
+const DefaultBlockSize = 64 << 10
+
+// InitOptions says how a new repository is made. The zero value is good.
+type InitOptions struct {
+	// BlockSize is the unit of deduplication and of reading, in bytes: 64, 128
+	// or 256 KiB; 0 means DefaultBlockSize. It never changes afterwards.
+	BlockSize int
+	// KDFTime, KDFMemory and KDFThreads are the cost of turning the password
+	// into a key (Argon2id, RFC 9106): passes, KiB and lanes; 0 means the
+	// defaults. They are kept with the key.
+	KDFTime    uint32
+	KDFMemory  uint32
+	KDFThreads uint8
+}
+
+// Options says how a repository is opened. The zero value is good.
+type Options struct {
+	// CacheBytes bounds the cache of decoded frames shared by all images; 0
+	// means DefaultCacheBytes.
+	CacheBytes int64
+	// Logger hears of what was repaired or skipped; nil means slog.Default.
+	Logger *slog.Logger
+	// Lease is how long a claim of a writer on another host is respected after
+	// it was last renewed; 0 means DefaultLease.
+	Lease time.Duration
+	// Clock tells the time of restore points that have none; nil means
+	// time.Now.
+	Clock func() time.Time
+}
+
+// DefaultLease is how long a writer on another host is respected after its last
+// sign of life.
+const DefaultLease = 15 * time.Minute
+
+// MaxConfigFile bounds a configuration file kept with a point, in bytes.
+const MaxConfigFile = 16 << 20
