@@ -39,10 +39,28 @@ func content(t *testing.T, name string) string {
 	return string(b)
 }
 
-// Both ways of an exclusive rename, the kernel's and ours, must agree.
+func linkNames(o, n string) error {
+	return linkExclusive(place{unix.AT_FDCWD, o}, place{unix.AT_FDCWD, n})
+}
+
+func renames() map[string]func(o, n string) error {
+	return map[string]func(o, n string) error{
+		"renameat2": OS().RenameExclusive,
+		"link":      linkNames,
+		"in a root": func(o, n string) error {
+			root, err := Sub(OS(), filepath.Dir(o))
+			if err != nil {
+				return err
+			}
+			defer root.Close()
+			return root.RenameExclusive(filepath.Base(o), filepath.Base(n))
+		},
+	}
+}
+
+// All ways of an exclusive rename must agree.
 func TestRenameExclusive(t *testing.T) {
-	ways := map[string]func(o, n string) error{"renameat2": OS().RenameExclusive, "link": linkExclusive}
-	for way, rename := range ways {
+	for way, rename := range renames() {
 		t.Run(way, func(t *testing.T) {
 			dir := t.TempDir()
 			a, b, c := filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "c")
@@ -71,7 +89,7 @@ func TestRenameExclusive(t *testing.T) {
 }
 
 func TestRenameExclusiveHasOneWinner(t *testing.T) {
-	for way, rename := range map[string]func(o, n string) error{"renameat2": OS().RenameExclusive, "link": linkExclusive} {
+	for way, rename := range renames() {
 		t.Run(way, func(t *testing.T) {
 			dir := t.TempDir()
 			var won atomic.Int32
@@ -104,7 +122,7 @@ func TestLinkExclusiveKnowsItsOwnLink(t *testing.T) {
 	if err := os.Link(a, b); err != nil {
 		t.Fatal(err)
 	}
-	if err := linkExclusive(a, b); err != nil {
+	if err := linkNames(a, b); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(a); !errors.Is(err, fs.ErrNotExist) {
@@ -228,6 +246,90 @@ func TestMkdirAll(t *testing.T) {
 	}
 	if free, err := OS().Free(name); err != nil || free <= 0 {
 		t.Fatalf("free = %d, %v", free, err)
+	}
+}
+
+// Nothing that lies outside a root may be read, written or removed through it.
+func TestRootDoesNotLeak(t *testing.T) {
+	outside, dir := t.TempDir(), t.TempDir()
+	create(t, filepath.Join(outside, "secret"), "secret")
+	for link, target := range map[string]string{"file": "secret", "dir": ""} {
+		if err := os.Symlink(filepath.Join(outside, target), filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create(t, filepath.Join(dir, "own"), "own")
+	if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	root, err := Sub(OS(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	up := filepath.Join("..", filepath.Base(outside), "secret")
+	for _, name := range []string{"file", "dir/secret", up, filepath.Join(outside, "secret"), "fifo", "."} {
+		if f, err := root.OpenFile(name, os.O_RDONLY, 0); err == nil {
+			f.Close()
+			t.Errorf("%s was opened", name)
+		}
+	}
+	attempts := map[string]error{
+		"create":    second(root.OpenFile("dir/new", os.O_RDWR|os.O_CREATE, 0o600)),
+		"rename":    root.Rename("own", "dir/own"),
+		"exclusive": root.RenameExclusive("own", "dir/own"),
+		"remove":    root.Remove("dir/secret"),
+		"mkdir":     root.MkdirAll("dir/new", 0o700),
+		"list":      second(root.ReadDir("dir")),
+		"sync":      root.SyncDir("dir"),
+		"free":      second(root.Free("dir")),
+	}
+	for what, err := range attempts {
+		if err == nil {
+			t.Errorf("%s through a symbolic link worked", what)
+		}
+	}
+	if entries, err := os.ReadDir(outside); err != nil || len(entries) != 1 {
+		t.Fatalf("outside: %v, %v", entries, err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestRoot(t *testing.T) {
+	dir := t.TempDir()
+	root, err := Sub(OS(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := root.MkdirAll("a/b", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f, err := root.OpenFile("a/b/f", os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("x"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{
+		f.Sync(), root.Rename("a/b/f", "a/g"), root.SyncDir("a"), root.SyncDir("."),
+		root.RenameExclusive("a/g", "a/b/h"), second(root.Stat("a/b/h")), second(root.Free(".")),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if entries, err := root.ReadDir("a/b"); err != nil || len(entries) != 1 || entries[0].Name() != "h" {
+		t.Errorf("%v, %v", entries, err)
+	}
+	if err := root.Remove("a/b/h"); err != nil {
+		t.Error(err)
+	}
+	if _, err := root.Stat("a/b/h"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v, want fs.ErrNotExist", err)
 	}
 }
 
