@@ -1,0 +1,371 @@
+package datastore
+
+import (
+	"encoding/hex"
+	"errors"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// CreateMode is how Create treats a name that exists: createmode3 (RFC 1813 §3.3.8).
+type CreateMode uint32
+
+const (
+	// Unchecked succeeds on an existing file and sets nothing on it but the
+	// size, if one is given. On a virtual disk a size other than its own is
+	// refused ([ErrInval]): it is never truncated.
+	Unchecked CreateMode = 0
+	// Guarded fails with [ErrExist].
+	Guarded CreateMode = 1
+	// Exclusive fails with [ErrExist] unless the file was created with the
+	// same verifier: then this is a retransmission, and succeeds. The verifier
+	// is kept with the file, so that also holds after a restart.
+	Exclusive CreateMode = 2
+)
+
+// CreateHow is how a file is made.
+type CreateHow struct {
+	Mode     CreateMode
+	Verifier [8]byte // Exclusive
+	Attr     SetAttr // Unchecked and Guarded
+}
+
+const (
+	defaultFileMode = 0o644
+	defaultDirMode  = 0o755
+)
+
+// Create makes a regular file, or opens one that exists (see [CreateMode]).
+// Durable when it returns.
+func (n *Node) Create(c Cred, name string, how CreateHow) (*Node, WCC, error) {
+	var wcc WCC
+	file, err := n.create(&c, name, how, &wcc)
+	return file, wcc, fail("create", name, err)
+}
+
+func (n *Node) create(c *Cred, name string, how CreateHow, wcc *WCC) (*Node, error) {
+	if how.Mode > Exclusive {
+		return nil, ErrInval
+	}
+	ch, err := n.begin(c, name, wcc)
+	if err != nil {
+		return nil, err
+	}
+	defer ch.release()
+	file, fd, err := ch.create(c, name, how)
+	ch.end()
+	if fd >= 0 {
+		defer unix.Close(fd)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if fd >= 0 {
+		if err := retry(func() error { return unix.Fsync(fd) }); err != nil {
+			return nil, err
+		}
+		return file, ch.persist()
+	}
+	// The file was there. That it was need not be durable yet, if whoever made
+	// it is still waiting for that.
+	if err := ch.persist(); err != nil {
+		return nil, err
+	}
+	if how.Mode == Unchecked && how.Attr.Size != nil {
+		_, err = file.SetAttr(*c, SetAttr{Size: how.Attr.Size}, nil)
+	}
+	return file, err
+}
+
+// create makes the file and returns it with a descriptor, which is -1 if the
+// file existed. The namespace lock is held.
+func (ch *change) create(c *Cred, name string, how CreateHow) (file *Node, fd int, err error) {
+	st, err := ch.lookup(name)
+	if err == nil {
+		file, err = ch.existing(name, &st, how)
+		return file, -1, err
+	}
+	if err != unix.ENOENT {
+		return nil, -1, err
+	}
+	if err := ch.room(); err != nil {
+		return nil, -1, err
+	}
+	fd, err = ch.newFile(c, name, how)
+	if err != nil {
+		return nil, -1, err
+	}
+	file, err = ch.adoptNew(name)
+	return file, fd, err
+}
+
+func (ch *change) adoptNew(name string) (*Node, error) {
+	st, err := ch.lookup(name)
+	if err != nil {
+		return nil, err
+	}
+	return ch.dir.tree.adopt(ch.dir, ch.fd, name, &st)
+}
+
+// room bounds the files of a session, and so our memory.
+func (ch *change) room() error {
+	t := ch.dir.tree
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if ch.dir.sess.count >= t.maxFiles {
+		return ErrDQuot
+	}
+	return nil
+}
+
+func (ch *change) existing(name string, st *stat, how CreateHow) (*Node, error) {
+	file, err := ch.dir.tree.adopt(ch.dir, ch.fd, name, st)
+	if err != nil {
+		return nil, err
+	}
+	switch how.Mode {
+	case Guarded:
+		return nil, ErrExist
+	case Exclusive:
+		if !file.createdWith(how.Verifier) {
+			return nil, ErrExist
+		}
+		return file, nil
+	}
+	switch file.typ {
+	case TypeRegular:
+		return file, nil
+	case TypeDirectory:
+		return nil, ErrIsDir
+	}
+	return nil, ErrExist
+}
+
+// newFile makes an empty file with everything about it in place and returns it
+// open. An exclusive one gets its name last: a crash leaves no file without a
+// verifier, which nobody could claim.
+func (ch *change) newFile(c *Cred, name string, how CreateHow) (fd int, err error) {
+	how.Attr.Size = nonZero(how.Attr.Size)
+	if how.Mode == Exclusive {
+		how.Attr = SetAttr{}
+		fd, err = ch.openUnnamed()
+		if err == nil {
+			err = ch.prepare(fd, c, how)
+			if err == nil {
+				err = retry(func() error {
+					return unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), ch.fd, name, unix.AT_SYMLINK_FOLLOW)
+				})
+			}
+			if err == nil {
+				return fd, nil
+			}
+			_ = unix.Close(fd)
+			if err == unix.EEXIST || err == unix.ENOSPC || err == unix.EDQUOT {
+				return -1, err
+			}
+		}
+		// No unnamed files here (or no /proc): the name comes first, then.
+	}
+	err = retry(func() error {
+		fd, err = unix.Openat(ch.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		return err
+	})
+	if err != nil {
+		return -1, err
+	}
+	if err := ch.prepare(fd, c, how); err != nil {
+		_ = unix.Unlinkat(ch.fd, name, 0)
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (ch *change) openUnnamed() (fd int, err error) {
+	err = retry(func() error {
+		fd, err = unix.Openat(ch.fd, ".", unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
+		return err
+	})
+	return fd, err
+}
+
+// prepare gives a new file its owner, mode, verifier and times.
+func (ch *change) prepare(fd int, c *Cred, how CreateHow) error {
+	if err := ch.own(fd, "", c, &how.Attr); err != nil {
+		return err
+	}
+	if how.Attr.Size != nil {
+		if err := unix.Ftruncate(fd, int64(*how.Attr.Size)); err != nil {
+			return err
+		}
+	}
+	mode := uint32(defaultFileMode)
+	if how.Attr.Mode != nil {
+		mode = *how.Attr.Mode & 0o7777
+	}
+	if err := unix.Fchmod(fd, mode); err != nil {
+		return err
+	}
+	if how.Mode == Exclusive {
+		return setVerifier(fd, how.Verifier)
+	}
+	return how.Attr.setTimes(fd)
+}
+
+// own gives a new file (fd, or name in the directory fd) to the caller, where
+// we can: as root, or when it is ours anyway.
+func (ch *change) own(fd int, name string, c *Cred, set *SetAttr) error {
+	uid, gid := c.UID, c.GID
+	if ch.attr.Mode&unix.S_ISGID != 0 {
+		gid = ch.attr.GID
+	}
+	if set.UID != nil && c.UID == 0 {
+		uid = *set.UID
+	}
+	if set.GID != nil && (c.UID == 0 || c.in(*set.GID)) {
+		gid = *set.GID
+	}
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if name == "" {
+		flags = unix.AT_EMPTY_PATH
+	}
+	err := unix.Fchownat(fd, name, int(uid), int(gid), flags)
+	if err == unix.EPERM && unix.Geteuid() != 0 {
+		return nil
+	}
+	return err
+}
+
+func nonZero(size *uint64) *uint64 {
+	if size != nil && *size == 0 {
+		return nil
+	}
+	return size
+}
+
+// The verifier of an exclusive create is an extended attribute; where the file
+// system has none it is the time of last access and modification, as RFC 1813
+// §3.3.8 suggests.
+const verifierAttr = "user.lifeboat.verifier"
+
+func setVerifier(fd int, v [8]byte) error {
+	err := unix.Fsetxattr(fd, verifierAttr, []byte(hex.EncodeToString(v[:])), 0)
+	if err != unix.EOPNOTSUPP {
+		return err
+	}
+	a, m := verifierTimes(v)
+	return setTimes(fd, timespec{ns: a}, timespec{ns: m})
+}
+
+// verifierTimes keeps to 31 bits of seconds, which every file system can store.
+func verifierTimes(v [8]byte) (atime, mtime int64) {
+	sec := func(b []byte) int64 {
+		return int64(uint32(b[0])<<24|uint32(b[1])<<16|uint32(b[2])<<8|uint32(b[3])) & 0x7fffffff
+	}
+	return sec(v[:4]) * 1e9, sec(v[4:]) * 1e9
+}
+
+// createdWith says whether the file was made by an exclusive create with the
+// verifier v. The namespace lock is held.
+func (n *Node) createdWith(v [8]byte) bool {
+	if n.typ != TypeRegular {
+		return false
+	}
+	f, err := n.acquireHeld()
+	if err != nil {
+		return false
+	}
+	defer n.release(f)
+	var buf [32]byte
+	k, err := unix.Fgetxattr(f.fd, verifierAttr, buf[:])
+	if err == nil {
+		return string(buf[:k]) == hex.EncodeToString(v[:])
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) {
+		return false
+	}
+	st, err := n.tree.statAt(f.fd, "")
+	a, m := verifierTimes(v)
+	return err == nil && st.attr.Atime.Unix() == a && st.attr.Mtime.Unix() == m
+}
+
+// Mkdir makes a directory. Durable when it returns.
+func (n *Node) Mkdir(c Cred, name string, set SetAttr) (*Node, WCC, error) {
+	var wcc WCC
+	dir, err := n.makeEntry(&c, name, &wcc, func(ch *change) error { return ch.mkdir(&c, name, set) })
+	return dir, wcc, fail("mkdir", name, err)
+}
+
+// Symlink makes a symbolic link. We never follow one; what target means is the
+// client's affair. Durable when it returns.
+func (n *Node) Symlink(c Cred, name, target string, set SetAttr) (*Node, WCC, error) {
+	var wcc WCC
+	if target == "" {
+		return nil, wcc, fail("symlink", name, ErrInval)
+	}
+	node, err := n.makeEntry(&c, name, &wcc, func(ch *change) error {
+		err := retry(func() error { return unix.Symlinkat(target, ch.fd, name) })
+		if err != nil {
+			return err
+		}
+		return ch.own(ch.fd, name, &c, &set)
+	})
+	return node, wcc, fail("symlink", name, err)
+}
+
+// Mknod is refused: no client of a datastore needs devices, sockets or FIFOs.
+func (n *Node) Mknod(Cred, string, Type, SetAttr) (*Node, WCC, error) {
+	var wcc WCC
+	a, err := n.Attr()
+	wcc.before(a, err)
+	wcc.after(a, err)
+	return nil, wcc, fail("mknod", "", ErrNotSupp)
+}
+
+func (n *Node) makeEntry(c *Cred, name string, wcc *WCC, make func(*change) error) (*Node, error) {
+	ch, err := n.begin(c, name, wcc)
+	if err != nil {
+		return nil, err
+	}
+	defer ch.release()
+	var node *Node
+	if err = ch.room(); err == nil {
+		err = make(ch)
+	}
+	if err == nil {
+		node, err = ch.adoptNew(name)
+	}
+	ch.end()
+	if err != nil {
+		return nil, err
+	}
+	return node, ch.persist()
+}
+
+func (ch *change) mkdir(c *Cred, name string, set SetAttr) error {
+	if err := retry(func() error { return unix.Mkdirat(ch.fd, name, 0o700) }); err != nil {
+		return err
+	}
+	fd, _, err := openNode(ch.fd, name, TypeDirectory)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	mode := uint32(defaultDirMode)
+	if set.Mode != nil {
+		mode = *set.Mode & 0o7777
+	}
+	mode |= ch.attr.Mode & unix.S_ISGID // inherited, as on the host
+	if err = ch.own(fd, "", c, &set); err == nil {
+		err = unix.Fchmod(fd, mode)
+	}
+	if err == nil {
+		err = set.setTimes(fd)
+	}
+	if err != nil {
+		_ = unix.Unlinkat(ch.fd, name, unix.AT_REMOVEDIR)
+		return err
+	}
+	return retry(func() error { return unix.Fsync(fd) })
+}

@@ -1,0 +1,346 @@
+package datastore
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lifeboat/disk"
+)
+
+// Node is one file or directory: one inode, whatever its names are. There is
+// one Node for an inode as long as its session is attached, so Nodes can be
+// compared. All methods are safe for concurrent use. A Node may be kept; when
+// its file is removed its methods fail with [ErrStale], and when its session is
+// detached with [ErrJukebox].
+type Node struct {
+	tree   *Tree
+	sess   *session // nil for the root
+	ino    uint64
+	gen    uint64
+	btime  int64
+	typ    Type
+	handle [handleLen]byte
+
+	links []link // names by which the file was last seen; guarded by tree.mu
+
+	gone    atomic.Bool
+	attrSeq atomic.Uint64 // goes up with every change of the attributes
+	attr    atomic.Pointer[cachedAttr]
+	disk    atomic.Pointer[virtualDisk]
+	syncs   atomic.Pointer[groupSync]
+
+	file *openFile // guarded by tree.files.mu
+
+	// changing orders changes of an ordinary file's content and attributes, so
+	// that the WCC data of each are exact.
+	changing sync.Mutex
+}
+
+// link is one name of a file.
+type link struct {
+	parent *Node
+	name   string
+}
+
+type cachedAttr struct {
+	attr    Attr
+	seq     uint64
+	expires time.Duration // on the tree's monotonic clock
+}
+
+// attrTTL bounds how long a change that was made on the host, behind the
+// tree's back, stays unseen. Changes through the tree are seen at once.
+const attrTTL = time.Second
+
+// Handle is the file handle (at most 64 bytes). It must not be modified.
+func (n *Node) Handle() []byte { return n.handle[:] }
+
+// FileID is the fileid: the host's inode number. Never 0, stable for the life
+// of the file.
+func (n *Node) FileID() uint64 { return n.ino }
+
+// Type of the file. It never changes.
+func (n *Node) Type() Type { return n.typ }
+
+// Device is the virtual disk bound to the file, or nil for an ordinary file.
+// Who writes to it directly calls [Node.Written] afterwards.
+func (n *Node) Device() disk.Device {
+	if d := n.disk.Load(); d != nil {
+		return d.dev
+	}
+	return nil
+}
+
+// Session is the name of the session that the file belongs to; empty for the root.
+func (n *Node) Session() string {
+	if n.sess == nil {
+		return ""
+	}
+	return n.sess.name
+}
+
+// Attr describes the file: from memory where that is known to be right, else
+// from the host.
+func (n *Node) Attr() (Attr, error) {
+	c := n.attr.Load()
+	d := n.disk.Load()
+	if c == nil || c.seq != n.attrSeq.Load() || (d == nil && n.tree.clock() > c.expires) {
+		var err error
+		if c, err = n.refresh(); err != nil {
+			return Attr{}, fail("getattr", "", err)
+		}
+	}
+	if d == nil {
+		return c.attr, nil
+	}
+	a := c.attr
+	d.describe(&a)
+	return a, nil
+}
+
+// refresh asks the host. The sequence number is read before, so that a change
+// made meanwhile leaves the result out of date rather than believed.
+func (n *Node) refresh() (*cachedAttr, error) {
+	c := &cachedAttr{seq: n.attrSeq.Load(), expires: n.tree.clock() + attrTTL}
+	st, err := n.stat()
+	if err != nil {
+		return nil, err
+	}
+	c.attr = st.attr
+	n.attr.Store(c)
+	return c, nil
+}
+
+// changed makes the next Attr ask the host.
+func (n *Node) changed() { n.attrSeq.Add(1) }
+
+// fresh is the host's view of the file now, with a virtual disk's own
+// attributes put in. The namespace lock is held.
+func (n *Node) fresh() (Attr, error) {
+	st, err := n.statHeld()
+	if err != nil {
+		return Attr{}, err
+	}
+	if d := n.disk.Load(); d != nil {
+		d.describe(&st.attr)
+	}
+	return st.attr, nil
+}
+
+// errLost: the file is under none of the names that we know for it.
+var errLost = errors.New("file moved or removed on the host")
+
+// available says why the node cannot be used at all, if so.
+func (n *Node) available() error {
+	switch {
+	case n.gone.Load():
+		return ErrStale
+	case n.sess != nil && n.sess.ended.Load():
+		return ErrJukebox
+	}
+	return nil
+}
+
+// stat describes the file. It looks for one that was moved on the host.
+func (n *Node) stat() (st stat, err error) {
+	err = n.find(func() error {
+		st, err = n.statHeld()
+		return err
+	})
+	return st, err
+}
+
+// acquire returns an open descriptor of the file, to be released. A directory's
+// is for reading, a regular file's for writing if that is possible.
+func (n *Node) acquire() (f *openFile, err error) {
+	if f := n.tree.files.get(n); f != nil {
+		if err := n.available(); err != nil {
+			n.tree.files.release(f)
+			return nil, err
+		}
+		return f, nil
+	}
+	err = n.find(func() error {
+		f, err = n.acquireHeld()
+		return err
+	})
+	return f, err
+}
+
+func (n *Node) release(f *openFile) { n.tree.files.release(f) }
+
+// find runs f under the namespace lock, and once more with a fresh index if
+// the file has been lost sight of. If it is still lost it is gone for good.
+func (n *Node) find(f func() error) error {
+	if n.sess == nil {
+		return f()
+	}
+	n.sess.ns.RLock()
+	err := f()
+	n.sess.ns.RUnlock()
+	if !errors.Is(err, errLost) {
+		return err
+	}
+	if err := n.sess.index(true); err != nil {
+		return err
+	}
+	n.sess.ns.RLock()
+	defer n.sess.ns.RUnlock()
+	if err = f(); errors.Is(err, errLost) {
+		n.tree.forget(n)
+		return ErrStale
+	}
+	return err
+}
+
+// statHeld is stat under the namespace lock.
+func (n *Node) statHeld() (st stat, err error) {
+	if err := n.available(); err != nil {
+		return st, err
+	}
+	if f := n.tree.files.get(n); f != nil {
+		defer n.release(f)
+		st, err = n.tree.statAt(f.fd, "")
+		if err == nil && st.attr.Nlink == 0 {
+			n.tree.files.drop(n)
+			return st, errLost
+		}
+		return st, err
+	}
+	err = n.eachLink(func(dirfd int, name string) error {
+		st, err = n.tree.statAt(dirfd, name)
+		if err == nil && !n.is(&st) {
+			err = errLost
+		}
+		return err
+	})
+	return st, err
+}
+
+// acquireHeld is acquire under the namespace lock.
+func (n *Node) acquireHeld() (of *openFile, err error) {
+	if err := n.available(); err != nil {
+		return nil, err
+	}
+	if of = n.tree.files.get(n); of != nil {
+		return of, nil
+	}
+	err = n.eachLink(func(dirfd int, name string) error {
+		fd, writable, err := n.openAt(dirfd, name)
+		if err != nil {
+			return err
+		}
+		if n.typ == TypeRegular && n.disk.Load() == nil && marked(fd) {
+			_ = unix.Close(fd)
+			return ErrJukebox // a virtual disk whose device is not bound yet
+		}
+		of = n.tree.files.put(n, fd, writable)
+		return nil
+	})
+	return of, err
+}
+
+// openAt opens the node by a name, if it is still the node's.
+func (n *Node) openAt(dirfd int, name string) (fd int, writable bool, err error) {
+	fd, writable, err = openNode(dirfd, name, n.typ)
+	if err != nil {
+		return -1, false, err
+	}
+	st, err := n.tree.statAt(fd, "")
+	if err == nil && !n.is(&st) {
+		err = errLost
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, false, err
+	}
+	return fd, writable, nil
+}
+
+// reopen opens a directory once more, for a reader that needs a position of its own.
+func (n *Node) reopen() (fd int, err error) {
+	f, err := n.acquire()
+	if err != nil {
+		return -1, err
+	}
+	defer n.release(f)
+	return reopenDir(f.fd)
+}
+
+func reopenDir(dirfd int) (fd int, err error) {
+	err = retry(func() error {
+		fd, err = unix.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return fd, err
+}
+
+// openNode opens name without following a symbolic link and without any effect
+// of the opening itself (O_NONBLOCK: a FIFO put there meanwhile does not hang).
+func openNode(dirfd int, name string, typ Type) (fd int, writable bool, err error) {
+	const common = unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
+	open := func(flags int) error {
+		return retry(func() error {
+			fd, err = unix.Openat(dirfd, name, flags|common, 0)
+			return err
+		})
+	}
+	switch typ {
+	case TypeDirectory:
+		return fd, false, open(unix.O_RDONLY | unix.O_DIRECTORY)
+	case TypeRegular:
+		switch err := open(unix.O_RDWR); err {
+		case unix.EACCES, unix.EPERM, unix.EROFS, unix.ETXTBSY:
+			err = open(unix.O_RDONLY)
+			return fd, false, err
+		default:
+			return fd, true, err
+		}
+	}
+	return fd, false, open(unix.O_PATH)
+}
+
+// eachLink tries f with the directory and name of each link, until one is not
+// lost. A link that does not lead to the node any more is forgotten.
+func (n *Node) eachLink(f func(dirfd int, name string) error) error {
+	n.tree.mu.RLock()
+	links := n.links
+	n.tree.mu.RUnlock()
+	for _, l := range links {
+		err := l.with(f)
+		switch err {
+		case errLost, unix.ENOENT, unix.ELOOP, unix.ENOTDIR, unix.EISDIR, unix.ENXIO:
+			n.tree.unlinked(n, l)
+			continue
+		}
+		return err
+	}
+	return errLost
+}
+
+func (l link) with(f func(dirfd int, name string) error) error {
+	dir, err := l.parent.acquireHeld()
+	if err != nil {
+		return err
+	}
+	defer l.parent.release(dir)
+	return f(dir.fd, l.name)
+}
+
+// is says whether st describes the node.
+func (n *Node) is(st *stat) bool {
+	return st.attr.FileID == n.ino && st.btime == n.btime && st.attr.Type == n.typ && st.dev == n.tree.dev
+}
+
+// group is the node's groupSync, made at first use.
+func (n *Node) group() *groupSync {
+	if g := n.syncs.Load(); g != nil {
+		return g
+	}
+	n.syncs.CompareAndSwap(nil, &groupSync{})
+	return n.syncs.Load()
+}
