@@ -1,5 +1,39 @@
 // Package segment keeps blobs (blocks of disks and nodes of block maps) in
-// large immutable objects.
+// large immutable objects, compressed and sealed, and reads them back one
+// 16 KiB frame at a time.
+//
+// # An object
+//
+//	header            magic, number, generation, salts; in the clear
+//	frames            sealed, slot after slot, without gaps
+//	trailer           a first copy
+//	identity table    16 bytes a slot, in sealed pages of 256 slots
+//	location table    offset, kind, lengths, in sealed pages of 256 slots
+//	trailer           where everything is; fixed size, at the very end
+//
+// docs/repository-format.md specifies every byte. What the arrangement is for:
+//
+//   - A frame costs one small read, one AES-GCM open and one decompression. Its
+//     place is found in one table page, which is read once and kept.
+//   - Every byte is covered. Frames, table pages and trailers carry GCM tags,
+//     the header repeats what the trailer authenticates, the frames leave no
+//     gap, and the trailer states the length of the object. Number, generation,
+//     slot, frame and kind are bound, so that nothing can change places.
+//   - Damage stays where it is. A bad frame hides 16 KiB, a bad page 256 slots,
+//     a bad header nothing, and a bad trailer, or bytes added or cut at the end
+//     of the object, nothing as long as the first copy is whole.
+//   - Addresses are logical. Compaction ([Rewrite]) copies the sealed frames of
+//     the slots still in use into the next generation of the object; slot
+//     numbers, and so addresses, frame key and nonces, stay.
+//
+// # Nonces
+//
+// The frame key is derived from the frame salt, 32 random bytes drawn when the
+// segment is created; the nonce is slot and frame number. A Writer gives each
+// slot number to one blob, and a crashed Writer's salt is never seen again, so
+// that no nonce seals two texts. Rewrite seals no frame. The tables are sealed
+// under a key from the footer salt, drawn for each object written; the two
+// copies of the trailer are the same bytes.
 package segment
 
 import (
@@ -26,7 +60,7 @@ type WriterOptions struct {
 	// segment will hold: block size / FrameSize, or 1 for map nodes. 0 means 4.
 	FramesPerSlot int
 	// TargetSize is the stored size in bytes at which Full turns true. 0 means
-	// TargetSize (the constant).
+	// TargetSize (the constant); at most 1 GiB.
 	TargetSize int64
 	// Rand is where salts come from. nil means crypto/rand. Only tests that
 	// pin bytes set it: a salt used twice would break the encryption.
@@ -39,7 +73,7 @@ type Info struct {
 	Number     uint64
 	Generation uint32
 	Size       int64 // bytes of the object
-	Slots      int
+	Slots      int   // slot numbers in use, those dropped by compaction included
 }
 
 // ReaderOptions configures a Reader. The zero value is useful.
@@ -54,7 +88,7 @@ type ReaderOptions struct {
 	Logger *slog.Logger
 }
 
-// Slot describes one slot of a segment, as Scan sees it.
+// Slot describes one slot of a segment.
 type Slot struct {
 	Addr     Addr
 	Kind     Kind

@@ -1,0 +1,60 @@
+package segment
+
+import (
+	"context"
+	"iter"
+
+	"lifeboat/store/backend"
+)
+
+// Scan yields the live slots of an object in order, from its tables alone. A
+// damaged table page is yielded as a *DamageError and the scan goes on with
+// the next page; after any other error it ends.
+func Scan(ctx context.Context, b backend.Backend, keys KeySource, object string) iter.Seq2[Slot, error] {
+	return func(yield func(Slot, error) bool) {
+		o, err := openObject(ctx, b, keys, object)
+		if err != nil {
+			yield(Slot{}, err)
+			return
+		}
+		defer o.obj.Close()
+		for p := range o.lay.pages() {
+			if ctx.Err() != nil {
+				yield(Slot{}, ctx.Err())
+				return
+			}
+			if !o.scanPage(p, yield) {
+				return
+			}
+		}
+	}
+}
+
+// scanPage yields the slots of one page of both tables and reports whether to
+// go on.
+func (o *object) scanPage(p int, yield func(Slot, error) bool) bool {
+	loc, err := o.tablePage(locations, p)
+	if err != nil {
+		return yield(Slot{}, err) && isDamage(err)
+	}
+	ids, err := o.tablePage(identities, p)
+	if err != nil {
+		return yield(Slot{}, err) && isDamage(err)
+	}
+	for slot := p * pageSlots; slot < min((p+1)*pageSlots, o.lay.slots); slot++ {
+		e, err := o.entry(loc, slot)
+		if err == nil && e.kind == 0 {
+			continue
+		}
+		if !yield(o.slot(slot, &e, ids), err) {
+			return false
+		}
+	}
+	return true
+}
+
+func (o *object) slot(slot int, e *entry, ids []byte) Slot {
+	s := Slot{Addr: MakeAddr(o.lay.number, slot), Kind: e.kind, RawLen: e.rawLen, Stored: e.stored()}
+	copy(s.Identity[:], ids[slot%pageSlots*identitySize:])
+	return s
+}
