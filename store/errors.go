@@ -1,6 +1,10 @@
 package store
 
-import "errors"
+import (
+	"errors"
+
+	"lifeboat/store/internal/keyring"
+)
 
 // Errors that callers decide on. They arrive wrapped; use errors.Is.
 var (
@@ -25,13 +29,17 @@ var (
 // Errors of opening a repository.
 var (
 	// ErrNotRepository: there is no repository here.
-	ErrNotRepository = errors.New("not a repository")
+	ErrNotRepository = keyring.ErrNotRepository
 	// ErrExists: there is a repository here already.
-	ErrExists = errors.New("there is a repository already")
+	ErrExists = keyring.ErrExists
 	// ErrWrongPassword: no key of the repository opens with the password.
-	ErrWrongPassword = errors.New("wrong password")
+	ErrWrongPassword = keyring.ErrWrongPassword
+	// ErrPassword: the password is empty.
+	ErrPassword = keyring.ErrPassword
+	// ErrLastKey: without this key nobody could open the repository.
+	ErrLastKey = keyring.ErrLastKey
 	// ErrVersion: the repository needs a newer Lifeboat.
-	ErrVersion = errors.New("unknown repository version or feature")
+	ErrVersion = keyring.ErrVersion
 	// ErrDamaged: bytes of the repository are not what was written.
-	ErrDamaged = errors.New("damaged repository data")
+	ErrDamaged = keyring.ErrDamaged
 )

@@ -2,99 +2,207 @@ package store
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
 	"time"
 
-	"lifeboat/disk"
+	"lifeboat/store/internal/segment"
 )
 
 // IngestOptions says how to write. The zero value is good.
 type IngestOptions struct {
 	// Workers is how many goroutines hash and compress; 0 means one per CPU.
 	Workers int
+	// Readers is how many reads of one disk are under way at the same time; 0
+	// means 4.
+	Readers int
 	// Tool is the version recorded in the points.
 	Tool string
 }
 
+const defaultReaders = 4
+
 // Ingest is one writer's stay in the repository: it holds a claim and the
 // dedupe index, and makes any number of points, one after the other or at the
-// same time.
+// same time. Its memory is bounded whatever the size of the disks.
 type Ingest struct {
+	r      *Repository
+	opts   IngestOptions
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	index  *blobIndex
+	app    *appender
+	pool   *pool
+	renew  sync.WaitGroup
+
+	// mu guards what follows and is taken after app.mu where both are held.
+	mu     sync.Mutex
+	claim  *claim
+	active map[*PointWriter]struct{}
+	closed bool
 }
 
 // NewIngest announces a writer, after sweeping what dead ones left. ctx governs
 // everything the ingest does: when it ends, all of it fails, and Close cleans
-// up.
+// up. It starts the goroutines that hash and compress, and one that renews the
+// claim; Close ends them. ErrBusy means that a prune is running.
 func (r *Repository) NewIngest(ctx context.Context, opts IngestOptions) (*Ingest, error) {
-	return nil, errNotYet
+	if opts.Workers <= 0 {
+		opts.Workers = runtime.GOMAXPROCS(0)
+	}
+	if opts.Readers <= 0 {
+		opts.Readers = defaultReaders
+	}
+	c, err := r.takeClaim(ctx, claimWriter)
+	if err != nil {
+		return nil, fmt.Errorf("begin a backup: %w", err)
+	}
+	giveUp := func(err error) (*Ingest, error) {
+		return nil, fmt.Errorf("begin a backup: %w", errors.Join(err, c.close(context.WithoutCancel(ctx))))
+	}
+	if err := r.sweep(ctx, c.rec.Number); err != nil {
+		return giveUp(err)
+	}
+	if err := r.yieldToPrune(ctx, c.rec.Number); err != nil {
+		return giveUp(err)
+	}
+	index, err := r.openIndex(ctx)
+	if err != nil {
+		return giveUp(err)
+	}
+	in := &Ingest{r: r, opts: opts, index: index, claim: c, active: make(map[*PointWriter]struct{})}
+	in.ctx, in.cancel = context.WithCancelCause(ctx)
+	in.app = newAppender(r, c.record())
+	in.pool = newPool(in)
+	in.startRenewal(c)
+	return in, nil
 }
 
-// PointSpec describes a point to be made.
-type PointSpec struct {
-	VM   string // required
-	VMID string
-	Time time.Time // when the state was captured; zero means now
-	// Consistency defaults to CrashConsistent.
-	Consistency Consistency
-	// Parent is an earlier point of the same VM to compare with, or nil.
-	Parent *Point
-	// Config are small files (.vmx, .nvram) to keep with the point, by name; at
-	// most MaxConfigFile bytes each.
-	Config map[string][]byte
-	Labels map[string]string
+// startRenewal keeps c alive as long as the ingest lives.
+func (in *Ingest) startRenewal(c *claim) {
+	in.renew.Go(func() { c.renew(in.ctx, in.cancel) })
 }
-
-// DiskSpec describes a disk to be added.
-type DiskSpec struct {
-	// Key is the disk's lasting number in its VM. With a parent, the parent's
-	// disk of the same key is the one compared with.
-	Key   int
-	Label string
-}
-
-// Progress is how far a disk has come, in bytes.
-type Progress struct {
-	Done   int64 // of Total
-	Total  int64 // what has to be looked at: data, in the changed areas
-	Read   int64 // read from the source
-	New    int64 // not in the repository before
-	Stored int64 // New after compression
-}
-
-// Begin starts a point. Nothing of it is visible before Commit.
-func (in *Ingest) Begin(spec PointSpec) (*PointWriter, error) { return nil, errNotYet }
 
 // Close ends the writer's stay: points in progress are aborted, what they wrote
 // is removed and the claim is given up. It does its work also when the ingest's
-// context has ended.
-func (in *Ingest) Close() error { return errNotYet }
+// context has ended. No method of a PointWriter may be running.
+func (in *Ingest) Close() error {
+	in.mu.Lock()
+	if in.closed {
+		in.mu.Unlock()
+		return nil
+	}
+	in.closed = true
+	fenced := errors.Is(context.Cause(in.ctx), ErrFenced)
+	in.mu.Unlock()
 
-// PointWriter makes one point. AddDisk may be called for several disks at the
-// same time; Commit and Abort when all of them have returned.
-type PointWriter struct{}
+	in.cancel(ErrClosed)
+	in.renew.Wait()
+	in.pool.close()
 
-// AddDisk stores the content of src. Holes (see disk.Mapper) are not read.
-//
-// With a parent that has a disk of the same key and size, and with changed not
-// nil, only the blocks that changed touches are read, and the rest is taken from
-// the parent; the caller vouches that nothing else differs. Otherwise changed is
-// not used: all data of src is read, and compared with the parent's if there is
-// one. changed may be unsorted and overlap; areas outside src match
-// ErrChangedList. Empty but not nil means that nothing changed.
-//
-// A source that ends early or fails matches disk.ErrChanged or its own error;
-// no room in the repository matches syscall.ENOSPC. After an error the point
-// can only be aborted.
-//
-// progress, if not nil, is called about ten times a second and at the end, from
-// one goroutine at a time.
-func (w *PointWriter) AddDisk(ctx context.Context, spec DiskSpec, src disk.Image, changed []disk.Extent, progress func(Progress)) error {
-	return errNotYet
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), closeTimeout)
+	defer cancel()
+	in.app.mu.Lock()
+	defer in.app.mu.Unlock()
+	err := in.app.drop(ctx)
+	if !fenced && err == nil {
+		err = in.claim.close(ctx)
+	}
+	err = errors.Join(err, in.index.close())
+	if err != nil {
+		return fmt.Errorf("end the backup: %w; the next one sweeps what is left", err)
+	}
+	return nil
 }
 
-// Commit makes the point durable and visible, in one step. On error there is no
-// point, with one exception that the message names: when the outcome of the step
-// itself is unknown.
-func (w *PointWriter) Commit(ctx context.Context) (*Point, error) { return nil, errNotYet }
+// closeTimeout bounds the clean-up when the backend does not answer any more.
+const closeTimeout = 5 * time.Minute
 
-// Abort drops the point. After Commit it does nothing.
-func (w *PointWriter) Abort() {}
+// store writes a blob that is not in the repository yet, and returns where it
+// is and whether it was written.
+func (in *Ingest) store(ctx context.Context, l lane, p *segment.Packed) (segment.Addr, bool, error) {
+	in.app.mu.Lock()
+	defer in.app.mu.Unlock()
+	addr, fresh, err := in.app.append(ctx, l, p)
+	if errors.Is(err, errRangeFull) {
+		if err = in.nextClaim(ctx); err == nil {
+			addr, fresh, err = in.app.append(ctx, l, p)
+		}
+	}
+	if err == nil && len(in.app.pending) >= maxPending {
+		err = in.checkpoint(ctx)
+	}
+	return addr, fresh, err
+}
+
+// find looks for a blob in the repository.
+func (in *Ingest) find(ctx context.Context, id segment.Identity) (segment.Addr, bool) {
+	if addr, ok := in.app.find(id); ok {
+		return addr, true
+	}
+	return in.index.lookup(ctx, id)
+}
+
+// checkpoint makes what was written so far stay, whatever becomes of the point,
+// and known to the dedupe index. in.app.mu is held.
+func (in *Ingest) checkpoint(ctx context.Context) error {
+	through, err := in.app.flush(ctx)
+	if err != nil {
+		return err
+	}
+	if err := in.keep(ctx, through, ""); err != nil {
+		return in.app.fail(err)
+	}
+	in.publish(ctx)
+	return nil
+}
+
+// keep records in the claim that its segments up to through stay, and, if next
+// is not empty, the ID of the next point.
+func (in *Ingest) keep(ctx context.Context, through uint64, next string) error {
+	err := in.claim.update(ctx, func(c *claimRecord) {
+		if through >= c.first() {
+			c.Kept = max(c.Kept, through)
+		}
+		if next != "" {
+			c.Pending = next
+		}
+	})
+	if err == nil {
+		in.app.written = nil
+	}
+	return err
+}
+
+// publish moves the pending blobs to the dedupe index. Without them there the
+// repository is whole, and stores some blocks twice: so an error is only
+// logged. in.app.mu is held.
+func (in *Ingest) publish(ctx context.Context) {
+	if err := in.index.publish(ctx, in.app.pending); err != nil {
+		in.r.log.Warn("could not add to the dedupe index: blocks of this backup may be stored again by the next", "error", err)
+	}
+	in.app.forgetPending()
+}
+
+// nextClaim moves on to another range of segment numbers. in.app.mu is held.
+func (in *Ingest) nextClaim(ctx context.Context) error {
+	if err := in.checkpoint(ctx); err != nil {
+		return err
+	}
+	next, err := in.r.takeClaim(ctx, claimWriter)
+	if err != nil {
+		return in.app.fail(err)
+	}
+	in.mu.Lock()
+	old := in.claim
+	in.claim = next
+	in.mu.Unlock()
+	in.startRenewal(next)
+	in.app.next, in.app.last = next.rec.first(), next.rec.last()
+	if err := old.close(ctx); err != nil {
+		in.r.log.Warn("could not close a used-up claim; a later backup does", "error", err)
+	}
+	return nil
+}

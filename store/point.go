@@ -47,6 +47,8 @@ type Point struct {
 	Tool string `json:"tool,omitempty"`
 	// Labels are the maker's own notes.
 	Labels map[string]string `json:"labels,omitempty"`
+
+	rec *pointRecord
 }
 
 // Disk is one disk of a restore point.

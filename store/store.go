@@ -37,6 +37,8 @@ package store
 import (
 	"log/slog"
 	"time"
+
+	"lifeboat/store/backend"
 )
 
 // DefaultCacheBytes is the size of a repository's cache of decoded frames when
@@ -53,7 +55,7 @@ type InitOptions struct {
 	BlockSize int
 	// KDFTime, KDFMemory and KDFThreads are the cost of turning the password
 	// into a key (Argon2id, RFC 9106): passes, KiB and lanes; 0 means the
-	// defaults. They are kept with the key.
+	// defaults (3, 64 MiB, 4). They are kept with the key.
 	KDFTime    uint32
 	KDFMemory  uint32
 	KDFThreads uint8
@@ -69,6 +71,9 @@ type Options struct {
 	// Lease is how long a claim of a writer on another host is respected after
 	// it was last renewed; 0 means DefaultLease.
 	Lease time.Duration
+	// Processes tells whether a writer on this host is still running; nil means
+	// backend.HostProcesses.
+	Processes backend.Processes
 	// Clock tells the time of restore points that have none; nil means
 	// time.Now.
 	Clock func() time.Time
