@@ -12,32 +12,41 @@ import (
 // in its comment. They arrive wrapped in an [OpError], together with their
 // cause: decide with errors.Is.
 var (
-	ErrPerm        = errors.New("not the owner")                                 // NFS3ERR_PERM
-	ErrNoEnt       = errors.New("no such file or directory")                     // NFS3ERR_NOENT
-	ErrIO          = errors.New("input/output error")                            // NFS3ERR_IO
-	ErrAcces       = errors.New("permission denied")                             // NFS3ERR_ACCES
-	ErrExist       = errors.New("already exists")                                // NFS3ERR_EXIST
-	ErrXDev        = errors.New("not in the same session")                       // NFS3ERR_XDEV
-	ErrNotDir      = errors.New("not a directory")                               // NFS3ERR_NOTDIR
-	ErrIsDir       = errors.New("is a directory")                                // NFS3ERR_ISDIR
-	ErrInval       = errors.New("invalid argument")                              // NFS3ERR_INVAL
-	ErrFBig        = errors.New("beyond the largest size of the file")           // NFS3ERR_FBIG
-	ErrNoSpc       = errors.New("no space left on the datastore")                // NFS3ERR_NOSPC
-	ErrROFS        = errors.New("read-only")                                     // NFS3ERR_ROFS
-	ErrMLink       = errors.New("too many hard links")                           // NFS3ERR_MLINK
-	ErrNameTooLong = errors.New("name too long")                                 // NFS3ERR_NAMETOOLONG
-	ErrNotEmpty    = errors.New("directory not empty")                           // NFS3ERR_NOTEMPTY
-	ErrDQuot       = errors.New("quota exceeded")                                // NFS3ERR_DQUOT
-	ErrStale       = errors.New("stale file handle: the file is gone")           // NFS3ERR_STALE
-	ErrBadHandle   = errors.New("not a file handle of this server")              // NFS3ERR_BADHANDLE
-	ErrNotSync     = errors.New("ctime differs from the guard")                  // NFS3ERR_NOT_SYNC
-	ErrBadCookie   = errors.New("directory cookie not valid")                    // NFS3ERR_BAD_COOKIE
-	ErrNotSupp     = errors.New("operation not supported")                       // NFS3ERR_NOTSUPP
-	ErrTooSmall    = errors.New("buffer too small")                              // NFS3ERR_TOOSMALL
-	ErrBadType     = errors.New("file type not supported")                       // NFS3ERR_BADTYPE
-	ErrServerFault = errors.New("internal error")                                // NFS3ERR_SERVERFAULT
-	ErrJukebox     = errors.New("not available right now: session not attached") // NFS3ERR_JUKEBOX
+	ErrPerm        error = &kind{unix.EPERM, "not the owner"}                                  // NFS3ERR_PERM
+	ErrNoEnt       error = &kind{unix.ENOENT, "no such file or directory"}                     // NFS3ERR_NOENT
+	ErrIO          error = &kind{unix.EIO, "input/output error"}                               // NFS3ERR_IO
+	ErrAcces       error = &kind{unix.EACCES, "permission denied"}                             // NFS3ERR_ACCES
+	ErrExist       error = &kind{unix.EEXIST, "already exists"}                                // NFS3ERR_EXIST
+	ErrXDev        error = &kind{unix.EXDEV, "not in the same session"}                        // NFS3ERR_XDEV
+	ErrNotDir      error = &kind{unix.ENOTDIR, "not a directory"}                              // NFS3ERR_NOTDIR
+	ErrIsDir       error = &kind{unix.EISDIR, "is a directory"}                                // NFS3ERR_ISDIR
+	ErrInval       error = &kind{unix.EINVAL, "invalid argument"}                              // NFS3ERR_INVAL
+	ErrFBig        error = &kind{unix.EFBIG, "beyond the largest size of the file"}            // NFS3ERR_FBIG
+	ErrNoSpc       error = &kind{unix.ENOSPC, "no space left on the datastore"}                // NFS3ERR_NOSPC
+	ErrROFS        error = &kind{unix.EROFS, "read-only"}                                      // NFS3ERR_ROFS
+	ErrMLink       error = &kind{unix.EMLINK, "too many hard links"}                           // NFS3ERR_MLINK
+	ErrNameTooLong error = &kind{unix.ENAMETOOLONG, "name too long"}                           // NFS3ERR_NAMETOOLONG
+	ErrNotEmpty    error = &kind{unix.ENOTEMPTY, "directory not empty"}                        // NFS3ERR_NOTEMPTY
+	ErrDQuot       error = &kind{unix.EDQUOT, "quota exceeded"}                                // NFS3ERR_DQUOT
+	ErrStale       error = &kind{unix.ESTALE, "stale file handle: the file is gone"}           // NFS3ERR_STALE
+	ErrBadHandle   error = &kind{unix.ESTALE, "not a file handle of this server"}              // NFS3ERR_BADHANDLE
+	ErrNotSync     error = &kind{unix.EINVAL, "ctime differs from the guard"}                  // NFS3ERR_NOT_SYNC
+	ErrBadCookie   error = &kind{unix.EINVAL, "directory cookie not valid"}                    // NFS3ERR_BAD_COOKIE
+	ErrNotSupp     error = &kind{unix.EOPNOTSUPP, "operation not supported"}                   // NFS3ERR_NOTSUPP
+	ErrTooSmall    error = &kind{unix.EINVAL, "buffer too small"}                              // NFS3ERR_TOOSMALL
+	ErrBadType     error = &kind{unix.EINVAL, "file type not supported"}                       // NFS3ERR_BADTYPE
+	ErrServerFault error = &kind{unix.EIO, "internal error"}                                   // NFS3ERR_SERVERFAULT
+	ErrJukebox     error = &kind{unix.EAGAIN, "not available right now: session not attached"} // NFS3ERR_JUKEBOX
 )
+
+// kind is one of the errors above, with the errno that says the same to code
+// that thinks in terms of the host.
+type kind struct {
+	errno syscall.Errno
+	text  string
+}
+
+func (k *kind) Error() string { return k.text }
 
 // OpError says which operation failed on what, of which kind the failure is
 // and why. It matches both Kind and Err with errors.Is.
@@ -81,20 +90,10 @@ func fail(op, name string, err error) error {
 	if errors.Is(err, errLost) {
 		return &OpError{Op: op, Name: name, Kind: ErrStale, Err: err}
 	}
-	if isKind(err) {
+	if _, ok := err.(*kind); ok {
 		return &OpError{Op: op, Name: name, Kind: err}
 	}
 	return &OpError{Op: op, Name: name, Kind: kindOf(err), Err: err}
-}
-
-func isKind(err error) bool {
-	switch err {
-	case ErrPerm, ErrNoEnt, ErrIO, ErrAcces, ErrExist, ErrXDev, ErrNotDir, ErrIsDir, ErrInval, ErrFBig,
-		ErrNoSpc, ErrROFS, ErrMLink, ErrNameTooLong, ErrNotEmpty, ErrDQuot, ErrStale, ErrBadHandle,
-		ErrNotSync, ErrBadCookie, ErrNotSupp, ErrTooSmall, ErrBadType, ErrServerFault, ErrJukebox:
-		return true
-	}
-	return false
 }
 
 // kindOf maps an errno of the host to the kind that a client understands.
