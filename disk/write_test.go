@@ -1,0 +1,273 @@
+package disk_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"lifeboat/disk"
+	"lifeboat/disk/disktest"
+)
+
+// writers are all the ways to write an image into a new file.
+var writers = map[string]func(ctx context.Context, f *os.File, img disk.Image) error{
+	"raw": func(ctx context.Context, f *os.File, img disk.Image) error {
+		return disk.WriteRaw(ctx, f, img, nil)
+	},
+	"rawstream": func(ctx context.Context, f *os.File, img disk.Image) error {
+		return disk.WriteRawTo(ctx, f, img, nil)
+	},
+	"qcow2": func(ctx context.Context, f *os.File, img disk.Image) error {
+		return disk.WriteQCOW2(ctx, f, img, disk.QCOW2Options{})
+	},
+	"qcow2zstd": func(ctx context.Context, f *os.File, img disk.Image) error {
+		return disk.WriteQCOW2(ctx, f, img, disk.QCOW2Options{Compress: disk.CompressZstd})
+	},
+	"vmdkstream": func(ctx context.Context, f *os.File, img disk.Image) error {
+		return disk.WriteVMDK(ctx, f, img, disk.VMDKOptions{})
+	},
+	"vmdkflat": func(ctx context.Context, f *os.File, img disk.Image) error {
+		flat, err := os.Create(strings.TrimSuffix(f.Name(), ".img") + "-flat.vmdk")
+		if err != nil {
+			return err
+		}
+		defer flat.Close()
+		return disk.WriteFlatVMDK(ctx, f, flat, img, disk.VMDKOptions{})
+	},
+}
+
+func writeWith(t rapid.TB, dir, writer string, img disk.Image) (name string) {
+	t.Helper()
+	name = filepath.Join(dir, writer+".img")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := writers[writer](context.Background(), f, img); err != nil {
+		t.Fatalf("%s: %v", writer, err)
+	}
+	return name
+}
+
+// padded is img with the zeros that formats of whole sectors add to it.
+func padded(img *disktest.Memory, writer string) disk.Image {
+	if strings.HasPrefix(writer, "raw") || img.Size()%disk.SectorSize == 0 {
+		return img
+	}
+	big := make([]byte, (img.Size()+disk.SectorSize-1)&^(disk.SectorSize-1))
+	copy(big, img.Bytes())
+	return disktest.FromBytes(big)
+}
+
+// TestWriters: what we write, QEMU finds sound and equal to the source.
+func TestWriters(t *testing.T) {
+	for writer := range writers {
+		t.Run(writer, func(t *testing.T) {
+			for seed, size := range []int64{512, 3<<20 + 512, 70<<20 + 4096} {
+				dir := t.TempDir()
+				source := disktest.Random(uint64(seed), size, 0.1)
+				raw := filepath.Join(dir, "source.raw")
+				writeDisk(t, raw, source)
+				name := writeWith(t, dir, writer, source)
+				if format := string(formatOf(t, name)); format != "raw" {
+					if out, err := tryQEMU(dir, "qemu-img", "check", name); err != nil && !strings.Contains(out, "does not support checks") {
+						t.Errorf("qemu-img check: %v\n%s", err, out)
+					}
+				}
+				qemu(t, dir, "qemu-img", "compare", raw, name)
+				disktest.Equal(t, open(t, name), source)
+				sameHoles(t, open(t, name), dir, filepath.Base(name))
+			}
+		})
+	}
+}
+
+func formatOf(t testing.TB, name string) disk.Format {
+	t.Helper()
+	return open(t, name).(interface{ Format() disk.Format }).Format()
+}
+
+// TestWriteAndRead writes random disks in every format and reads them back.
+func TestWriteAndRead(t *testing.T) {
+	dir := t.TempDir()
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.Int64Range(1, 2<<20).Draw(t, "size")
+		source := disktest.NewMemory(size)
+		for range rapid.IntRange(0, 12).Draw(t, "writes") {
+			n := rapid.Int64Range(1, min(size, 150_000)).Draw(t, "n")
+			off := rapid.Int64Range(0, size-n).Draw(t, "off")
+			fill := rapid.SampledFrom([]string{"\x00", "a", "some text that repeats ", noise}).Draw(t, "fill")
+			p := bytes.Repeat([]byte(fill), int(n)/len(fill)+1)[:n]
+			if _, err := source.WriteAt(p, off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		writer := rapid.SampledFrom([]string{"raw", "rawstream", "qcow2", "qcow2zstd", "vmdkstream", "vmdkflat"}).Draw(t, "writer")
+		name := writeWith(t, dir, writer, source)
+		img, err := disk.Open(context.Background(), name, disk.OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer img.Close()
+		same(t, img, padded(source, writer))
+	})
+}
+
+// noise does not compress.
+var noise = string(disktest.Random(77, 1<<16, 1).Bytes())
+
+// same is disktest.Equal for rapid, over the whole disk.
+func same(t *rapid.T, got, want disk.Image) {
+	if got.Size() != want.Size() {
+		t.Fatalf("size is %d, want %d", got.Size(), want.Size())
+	}
+	a, b := make([]byte, want.Size()), make([]byte, want.Size())
+	if _, err := got.ReadAt(a, 0); err != nil {
+		t.Fatal(err)
+	}
+	want.ReadAt(b, 0)
+	if !bytes.Equal(a, b) {
+		t.Fatal("content differs")
+	}
+	for ext, err := range disk.Extents(context.Background(), got, disk.Whole(got)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ext.Hole && strings.Trim(string(b[ext.Offset:ext.End()]), "\x00") != "" {
+			t.Fatalf("data in the hole %+v", ext)
+		}
+	}
+}
+
+// pattern is a disk of one byte value, so large that it is made when read.
+type pattern struct{ size int64 }
+
+func (p pattern) Size() int64 { return p.size }
+func (pattern) Close() error  { return nil }
+func (pattern) ReadAt(b []byte, _ int64) (int, error) {
+	for i := range b {
+		b[i] = 'p'
+	}
+	return len(b), nil
+}
+
+// withoutPattern makes holes where a file would hold only the pattern, so that
+// gigabytes of it cost nothing.
+type withoutPattern struct{ *os.File }
+
+func (w withoutPattern) Write(b []byte) (int, error) {
+	written := 0
+	for len(b) > 0 {
+		n := min(len(b), 64<<10)
+		var err error
+		if bytes.Count(b[:n], []byte("p")) == n {
+			_, err = w.Seek(int64(n), io.SeekCurrent)
+		} else {
+			_, err = w.File.Write(b[:n])
+		}
+		if err != nil {
+			return written, err
+		}
+		b, written = b[n:], written+n
+	}
+	return written, nil
+}
+
+// TestWriteManyRefcountBlocks: a file beyond 2 GiB has several refcount blocks,
+// which qemu-img check counts.
+func TestWriteManyRefcountBlocks(t *testing.T) {
+	for _, size := range []int64{2<<30 - 20<<16, 2<<30 - 3<<16, 4<<30 + 5<<20} {
+		name := filepath.Join(t.TempDir(), "big.qcow2")
+		f, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := disk.WriteQCOW2(context.Background(), withoutPattern{f}, pattern{size}, disk.QCOW2Options{}); err != nil {
+			t.Fatal(err)
+		}
+		out := qemu(t, ".", "qemu-img", "check", name)
+		if !strings.Contains(out, "No errors were found") {
+			t.Error(out)
+		}
+		if used := open(t, name).(disk.Usage).Used(); used != size {
+			t.Errorf("Used is %d of %d", used, size)
+		}
+	}
+}
+
+// TestWriteFails: errors of source and target, and a cancelled context, end a
+// writer, and a qcow2 that was broken off is no image.
+func TestWriteFails(t *testing.T) {
+	boom := errors.New("boom")
+	source := disktest.Random(5, 20<<20, 0.9)
+	for writer, write := range writers {
+		t.Run(writer, func(t *testing.T) {
+			create := func() *os.File {
+				f, err := os.Create(filepath.Join(t.TempDir(), "x.img"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { f.Close() })
+				return f
+			}
+			bad := &disktest.Faulty{Device: source, OnRead: disktest.FailRange(15<<20, 16<<20, boom)}
+			f := create()
+			err := write(context.Background(), f, struct{ disk.Image }{bad})
+			if !errors.Is(err, boom) {
+				t.Errorf("with a bad source: %v", err)
+			}
+			if strings.HasPrefix(writer, "qcow2") && formatOf(t, f.Name()) == disk.FormatQCOW2 {
+				t.Error("half an image is taken for one")
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			if err := write(ctx, create(), source); !errors.Is(err, context.Canceled) {
+				t.Errorf("with a cancelled context: %v", err)
+			}
+			closed := create()
+			closed.Close()
+			if err := write(context.Background(), closed, source); err == nil {
+				t.Error("into a closed file: no error")
+			}
+		})
+	}
+}
+
+// TestProgress: it never goes back, and ends at the end.
+func TestProgress(t *testing.T) {
+	source := disktest.Random(5, 10<<20+17, 0.3)
+	last := int64(-1)
+	err := disk.WriteRawTo(context.Background(), io.Discard, source, func(done, total int64) {
+		if done < last || total != source.Size() {
+			t.Errorf("progress %d of %d after %d", done, total, last)
+		}
+		last = done
+	})
+	if err != nil || last != source.Size() {
+		t.Errorf("ends at %d: %v", last, err)
+	}
+}
+
+// TestWriteRawIsSparse: holes and zeros take no space.
+func TestWriteRawIsSparse(t *testing.T) {
+	source := disktest.NewMemory(1 << 40)
+	for i := range int64(50) {
+		fmt.Fprint(io.NewOffsetWriter(source, i<<30), "data")
+		io.NewOffsetWriter(source, i<<30+1<<20).Write(make([]byte, 1<<18))
+	}
+	name := writeWith(t, t.TempDir(), "raw", source)
+	if used := open(t, name).(disk.Usage).Used(); used > 50*4096 {
+		t.Errorf("%d bytes are used for 50 blocks", used)
+	}
+	disktest.Equal(t, open(t, name), source)
+}
