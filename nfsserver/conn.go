@@ -1,0 +1,210 @@
+package nfsserver
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+)
+
+// flushAt is how many bytes of inline replies are gathered before they are
+// written although more requests are in the input.
+const flushAt = 256 << 10
+
+// conn is one client connection. Its reader goroutine owns everything below
+// that is not said to be shared.
+type conn struct {
+	srv    *Server
+	nc     net.Conn
+	client netip.Addr
+	serves programs
+	log    *slog.Logger
+
+	in    *recordReader
+	out   *outbox      // shared
+	lane  *lane        // shared, under the scheduler's lock
+	batch *buffer      // replies of this turn, not yet sent
+	held  []*syncGroup // replies of this turn that wait for a sync
+	call  call         // the request being answered
+}
+
+func newConn(s *Server, nc net.Conn, serves programs) *conn {
+	c := &conn{srv: s, nc: nc, client: clientAddr(nc.RemoteAddr()), serves: serves}
+	c.log = s.log.With(slog.String("client", nc.RemoteAddr().String()))
+	c.in = newRecordReader(nc, maxRecord)
+	c.lane = s.sched.newLane()
+	c.out = newOutbox(nc, &s.buffers, s.opt.Limits.WriteTimeout, s.opt.Limits.MemoryPerConnection/2,
+		func(n int) { s.sched.release(c.lane, n) })
+	return c
+}
+
+// serve answers the connection's requests until the client leaves, sends
+// something that is no RPC record, or stop interrupts the reading. All requests
+// taken by then are answered and flushed before it returns.
+func (c *conn) serve() {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.out.run(done)
+	}()
+	err := c.loop()
+	c.srv.sched.settle(c.lane)
+	close(done)
+	<-ended
+	_ = c.nc.Close()
+	if c.batch != nil {
+		c.srv.buffers.put(c.batch)
+	}
+	switch {
+	case errors.Is(err, errRecord), errors.Is(err, errNotCall):
+		c.log.Warn("nfs: connection closed: its input is not RPC", "err", err)
+	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded) && c.srv.stopping():
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.log.Warn("nfs: connection closed: the client does not take its replies", "timeout", c.srv.opt.Limits.WriteTimeout)
+	default:
+		c.log.Debug("nfs: connection lost", "err", err)
+	}
+}
+
+// loop is one turn after the other: read once, answer every complete request
+// in the input, flush once.
+func (c *conn) loop() error {
+	for {
+		if c.batch == nil {
+			c.batch = c.srv.buffers.get(middleBuffer)
+		}
+		if err := c.in.fill(); err != nil {
+			return err
+		}
+		if err := c.turn(); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *conn) turn() error {
+	for {
+		rec, ok, err := c.in.next()
+		if err == nil && ok {
+			err = c.answer(rec)
+		}
+		if err != nil {
+			return errors.Join(err, c.endTurn())
+		}
+		if !ok {
+			return c.endTurn()
+		}
+		if len(c.batch.b) >= flushAt {
+			if err := c.flush(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (c *conn) endTurn() error {
+	c.startSync()
+	return c.flush()
+}
+
+// flush sends the gathered replies.
+func (c *conn) flush() error {
+	if len(c.batch.b) == 0 {
+		return nil
+	}
+	written, err := c.out.send(c.batch)
+	switch {
+	case !written:
+		c.batch = c.srv.buffers.get(middleBuffer)
+	case cap(c.batch.b) > 2*middleBuffer:
+		c.srv.buffers.put(c.batch) // a large read came by; most turns need little
+		c.batch = c.srv.buffers.get(middleBuffer)
+	default:
+		c.batch.b = c.batch.b[:0]
+	}
+	return err
+}
+
+// answer takes care of one record: it appends the reply to the batch, or hands
+// the request on. An error ends the connection.
+//
+// A panic is contained: what the request had appended is cut off, and it is
+// answered with SYSTEM_ERR.
+func (c *conn) answer(rec []byte) (err error) {
+	start := len(c.batch.b)
+	x := &c.call
+	defer func() {
+		if p := recover(); p != nil {
+			c.srv.logPanic(x, p)
+			c.batch.b = appendAccepted(c.batch.b[:start], x.xid, acceptSystemErr)
+		}
+	}()
+	*x = call{srv: c.srv, client: c.client, args: decoder{b: rec}}
+	if err := parseHeader(&x.args, &x.header); err != nil {
+		if errors.Is(err, errNotCall) {
+			return err
+		}
+		c.batch.b = appendHeaderError(c.batch.b, x.xid, err)
+		return nil
+	}
+	p, out := c.srv.route(x, c.serves, c.batch.b)
+	if p == nil {
+		c.batch.b = out
+		return nil
+	}
+	c.run(x, p)
+	return nil
+}
+
+// run answers x inline if its procedure can, and gives it to a worker if not.
+func (c *conn) run(x *call, p *procedure) {
+	x.proc = p
+	x.begin()
+	if p.inline == nil {
+		c.enqueue(x)
+		return
+	}
+	start := len(c.batch.b)
+	args := x.args
+	out, v := p.inline(x, beginReply(c.batch.b, x.xid, acceptSuccess))
+	switch v {
+	case done:
+		c.batch.b = endReply(out, start)
+		x.count(len(out) - start)
+	case garbage:
+		c.batch.b = appendAccepted(out[:start], x.xid, acceptGarbageArgs)
+		x.count(replyOverhead)
+	case wait:
+		c.batch.b = out[:start]
+		x.args = args
+		c.enqueue(x)
+	case held:
+		c.hold(x, out[start:])
+		c.batch.b = out[:start]
+	}
+}
+
+// enqueue queues x for a worker, with a copy of its arguments: the record's
+// memory is the reader's.
+func (c *conn) enqueue(x *call) {
+	t := c.srv.newTask()
+	t.args = c.srv.buffers.get(len(x.args.b))
+	t.args.b = append(t.args.b, x.args.b...)
+	t.conn, t.call = c, *x
+	t.call.args = decoder{b: t.args.b}
+	t.class, t.outCost = x.proc.class, replyOverhead+x.proc.roomFor(x)
+	t.argCost = len(x.args.b) + taskOverhead
+	c.srv.sched.submit(c.lane, t)
+}
+
+// taskOverhead is what a waiting request costs beside its arguments, bytes.
+const taskOverhead = 512
+
+// logPanic records a contained panic.
+func (s *Server) logPanic(x *call, p any) {
+	s.log.Error("nfs: a request failed inside the server (panic); it was answered with SYSTEM_ERR: please report this",
+		"client", x.client.String(), "prog", x.prog, "proc", x.header.proc, "panic", p, "stack", string(debug.Stack()))
+}
