@@ -139,7 +139,7 @@ func (r *Reader) with(ctx context.Context, addr Addr, e *entry, do func(*object,
 func (r *Reader) once(ctx context.Context, addr Addr, e *entry, do func(*object, *entry) (int, error)) (int, error) {
 	h, err := r.acquire(ctx, addr.Segment())
 	if err != nil {
-		return 0, err
+		return 0, concerning(addr, err)
 	}
 	defer r.release(h)
 	if *e, err = r.entry(h.object, addr); err != nil {
@@ -157,11 +157,7 @@ func (r *Reader) entry(o *object, addr Addr) (entry, error) {
 	}
 	page, err := r.page(o, locations, slot/pageSlots)
 	if err != nil {
-		var d *DamageError
-		if errors.As(err, &d) {
-			d.Addr = addr
-		}
-		return entry{}, err
+		return entry{}, concerning(addr, err)
 	}
 	e, err := o.entry(page, slot)
 	if err == nil && e.kind == 0 {
@@ -170,6 +166,18 @@ func (r *Reader) entry(o *object, addr Addr) (entry, error) {
 		return e, d
 	}
 	return e, err
+}
+
+// concerning says which blob damage keeps from being read. err may be shared
+// with other readers.
+func concerning(addr Addr, err error) error {
+	var d *DamageError
+	if !errors.As(err, &d) {
+		return err
+	}
+	mine := *d
+	mine.Addr = addr
+	return &mine
 }
 
 // page returns a page of a table. Two that miss at once both read it.
