@@ -4,184 +4,286 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"iter"
+	"io/fs"
 	"log/slog"
-	"slices"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"lifeboat/disk"
 	"lifeboat/internal/vfs"
 )
 
-const pageSize = 4096
+const (
+	// maxSize bounds the size of a disk, in bytes: 1 PiB.
+	maxSize = 1 << 50
+
+	defaultLogBytes = 256 << 20
+	maxLogFile      = 64 << 20
+	minLogFile      = 16 * pageSize
+
+	// maxBuffers bounds the memory of records that have not reached the
+	// file yet: writers wait when all are in use.
+	maxBuffers = 8
+	// keptBuffers are kept for reuse when nothing is waiting to be written.
+	keptBuffers = 2
+)
 
 // Options says which overlay to open and over what.
 type Options struct {
 	// FS holds Dir. Default: the host's file system.
 	FS vfs.FS
 	// Dir is the overlay's own directory; it is made where it does not exist.
+	// One process at a time may have it open: the caller sees to that.
 	Dir string
-	// Base is the image below. It stays the caller's: Close does not close it.
+	// Base is the image below. It stays the caller's: Close does not close it,
+	// and it must stay open until Close has returned.
 	Base disk.Image
 	// BaseID names Base's content for good, such as a restore point's ID and
 	// disk number. An overlay opens only over the base it was made for.
+	// At most 4096 bytes.
 	BaseID string
-	// LogBytes is how much log is written before a checkpoint starts; there is
-	// never much more than twice as much. Default 256 MiB.
+	// LogBytes is how much is logged before a checkpoint starts; the log never
+	// grows much beyond twice that. It bounds disk space, the time Open takes
+	// to replay, and the index (about 8 bytes of memory per KiB). Default
+	// 256 MiB.
 	LogBytes int64
-	// Logger defaults to slog.Default().
+	// Logger gets what an operator should know. Default: slog.Default().
 	Logger *slog.Logger
 }
 
-// Errors that callers decide on. They arrive wrapped.
-var (
-	// ErrMismatch: the directory holds an overlay over another base.
-	ErrMismatch = errors.New("overlay belongs to another disk")
-	// ErrDamaged: a file of the overlay is not what was written.
-	ErrDamaged = errors.New("overlay is damaged")
-	// ErrFailed: an earlier write or sync of the overlay's own files failed.
-	ErrFailed = errors.New("overlay has failed")
-)
-
-// Stats is a snapshot of what an overlay holds and has done.
-type Stats struct {
-	DataPages int64 // pages (4 KiB) with data
-	ZeroPages int64 // pages that read as zeros
-}
-
-// Overlay is a writable disk over an immutable image.
-type Overlay struct {
-	mu    sync.RWMutex
-	base  disk.Image
-	pages map[int64][]byte
-}
-
-// Open opens the overlay in o.Dir, or makes one.
-func Open(o Options) (*Overlay, error) {
-	if o.Base == nil {
-		return nil, errors.New("overlay: no base image given")
+func (o *Options) complete() error {
+	if o.Base == nil || o.Dir == "" {
+		return errors.New("overlay: Options need Base and Dir")
 	}
-	return &Overlay{base: o.Base, pages: map[int64][]byte{}}, nil
-}
-
-// Remove deletes the overlay in dir with all it holds.
-func Remove(fs vfs.FS, dir string) error { return nil }
-
-// Size implements disk.Image.
-func (o *Overlay) Size() int64 { return o.base.Size() }
-
-// ReadAt implements io.ReaderAt.
-func (o *Overlay) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, disk.ErrOutOfRange
+	if size := o.Base.Size(); size < 0 || size > maxSize {
+		return fmt.Errorf("overlay: a disk of %d bytes: %w: at most 1 PiB", size, disk.ErrUnsupported)
 	}
-	if off >= o.Size() {
-		return 0, io.EOF
+	if len(o.BaseID) > maxBaseID {
+		return fmt.Errorf("overlay: BaseID has %d bytes, at most %d are possible", len(o.BaseID), maxBaseID)
 	}
-	n := int(min(int64(len(p)), o.Size()-off))
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	for done := 0; done < n; {
-		page, in := (off+int64(done))/pageSize, int((off+int64(done))%pageSize)
-		k := min(n-done, pageSize-in)
-		if have, ok := o.pages[page]; ok {
-			copy(p[done:done+k], have[in:])
-		} else if _, err := o.base.ReadAt(p[done:done+k], off+int64(done)); err != nil && err != io.EOF {
-			return done, err
-		}
-		done += k
+	if o.FS == nil {
+		o.FS = vfs.OS()
 	}
-	if n < len(p) {
-		return n, io.EOF
+	if o.LogBytes <= 0 {
+		o.LogBytes = defaultLogBytes
 	}
-	return n, nil
-}
-
-// WriteAt implements disk.Device.
-func (o *Overlay) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > o.Size()-int64(len(p)) {
-		return 0, fmt.Errorf("overlay: write of %d bytes at %d: %w", len(p), off, disk.ErrOutOfRange)
+	if o.Logger == nil {
+		o.Logger = slog.Default()
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for done := 0; done < len(p); {
-		page, in := (off+int64(done))/pageSize, int((off+int64(done))%pageSize)
-		k := min(len(p)-done, pageSize-in)
-		have, ok := o.pages[page]
-		if !ok {
-			have = make([]byte, pageSize)
-			if _, err := o.base.ReadAt(have[:min(pageSize, o.Size()-page*pageSize)], page*pageSize); err != nil && err != io.EOF {
-				return done, err
-			}
-			o.pages[page] = have
-		}
-		copy(have[in:], p[done:done+k])
-		done += k
-	}
-	return len(p), nil
-}
-
-// TryWriteAt implements disk.TryWriter.
-func (o *Overlay) TryWriteAt(p []byte, off int64) (bool, error) {
-	_, err := o.WriteAt(p, off)
-	return true, err
-}
-
-// ReadCached implements disk.CachedReader.
-func (o *Overlay) ReadCached(p []byte, off int64) bool { return false }
-
-// Zero implements disk.Zeroer.
-func (o *Overlay) Zero(off, length int64) error {
-	for length > 0 {
-		n := min(length, 1<<20)
-		if _, err := o.WriteAt(make([]byte, n), off); err != nil {
-			return err
-		}
-		off, length = off+n, length-n
-	}
+	o.Logger = o.Logger.With(slog.String("overlay", o.Dir))
 	return nil
 }
 
-// Sync implements disk.Device.
-func (o *Overlay) Sync() error { return nil }
+// Overlay is a writable disk over an immutable image. It implements
+// disk.Device and every optional interface of package disk. See the package
+// comment for how it works; lock order and invariants stand there too.
+type Overlay struct {
+	fs        vfs.FS
+	dir       string
+	base      disk.Image
+	log       *slog.Logger
+	meta      meta
+	size      int64 // bytes
+	pages     int64
+	logBytes  int64 // checkpoint threshold
+	filePages uint32
+	recPages  int // payload pages of a record at most
 
-// SyncAsync implements disk.AsyncSyncer.
-func (o *Overlay) SyncAsync(done func(error)) { done(nil) }
+	cached  disk.CachedReader // base, if it can
+	edges   sync.Pool         // of *edges
+	data    *dataFiles
+	gate    readGate
+	durable atomic.Uint64 // every record up to this one is durable; rises only
 
-// Used implements disk.Usage.
-func (o *Overlay) Used() int64 { return o.base.Size() }
+	ckptMu sync.Mutex // held while a checkpoint runs
+	number uint64     // of the last checkpoint; under ckptMu
 
-// Extents implements disk.Mapper.
-func (o *Overlay) Extents(ctx context.Context, within disk.Extent) iter.Seq2[disk.Extent, error] {
-	return func(yield func(disk.Extent, error) bool) { yield(within, nil) }
+	writeMu  sync.Mutex // held by whoever writes records out
+	lastFile *logFile   // that the last record went to; nil: it is durable; under writeMu
+	lastSeq  uint64     // number of that record; under writeMu
+	lastEnd  position   // where it ends; under writeMu
+
+	mu     sync.RWMutex
+	change sync.Cond // on mu: broadcast when room, a file, a checkpoint's end or the end comes
+
+	// All below is under mu.
+	state      *pageMap
+	active     *index     // places of the pages written since the last rotation
+	frozen     *frozenLog // what a checkpoint is to move; nil: nothing
+	moved      *pageMap   // state at the last checkpoint
+	files      map[uint64]*logFile
+	nextFile   uint64 // number of the log file to be made next
+	nextRec    uint64 // number of the next record
+	cur        *logFile
+	logged     int64 // bytes of log behind active
+	open       *group
+	queue      []*group // sealed, not yet written; in order
+	buffers    int      // in use, of maxBuffers
+	free       []*group
+	shelf      shelf
+	syncs      syncQueue
+	ckpt       ckptState
+	failed     error    // matches ErrFailed
+	durableEnd position // everything in the log before it is durable
+	closed     bool
+	stats      counters
+
+	stop   context.CancelFunc // ends the goroutines
+	tasks  sync.WaitGroup
+	wakers wakers
 }
 
-// Changed yields, in ascending order, what the overlay holds of within: data,
-// and as Hole what reads as zeros by its own doing. The rest is the base's.
-func (o *Overlay) Changed(ctx context.Context, within disk.Extent) iter.Seq2[disk.Extent, error] {
-	return func(yield func(disk.Extent, error) bool) {
-		o.mu.RLock()
-		var pages []int64
-		for page := range o.pages {
-			pages = append(pages, page)
-		}
-		o.mu.RUnlock()
-		slices.Sort(pages)
-		for _, page := range pages {
-			e := disk.Extent{Offset: page * pageSize, Length: min(pageSize, o.Size()-page*pageSize)}
-			if e.Offset >= within.Offset && e.End() <= within.End() && !yield(e, nil) {
-				return
-			}
-		}
+// wakers are the doorbells of the overlay's goroutines, each with room for one
+// ring.
+type wakers struct{ sync, write, prepare, checkpoint chan struct{} }
+
+func ring(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
-// Checkpoint moves what the log holds to its place and empties the log.
-func (o *Overlay) Checkpoint(ctx context.Context) error { return nil }
+func newOverlay(o Options, m meta) *Overlay {
+	ov := &Overlay{
+		fs: o.FS, dir: o.Dir, base: o.Base, log: o.Logger, meta: m, size: m.size,
+		pages: (m.size + pageSize - 1) / pageSize, logBytes: max(o.LogBytes, 2*minLogFile),
+		files: map[uint64]*logFile{}, nextFile: 1, nextRec: 1, active: newIndex(),
+	}
+	ov.filePages = uint32(min(max(ov.logBytes/4, minLogFile), maxLogFile) / pageSize)
+	ov.recPages = min(recordPages, int(ov.filePages)/4)
+	ov.state = newPageMap(ov.pages)
+	ov.cached, _ = o.Base.(disk.CachedReader)
+	ov.edges.New = func() any { return new(edges) }
+	ov.change.L = &ov.mu
+	ov.gate.wake = make(chan struct{}, 1)
+	ov.data = newDataFiles(o.FS, o.Dir, ov.pages)
+	ov.wakers = wakers{make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)}
+	return ov
+}
 
-// Stats returns what the overlay holds now.
-func (o *Overlay) Stats() Stats { return Stats{} }
+// start runs the overlay's goroutines until Close.
+func (o *Overlay) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	o.stop = cancel
+	task := func(wake chan struct{}, run func(context.Context)) {
+		o.tasks.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-wake:
+					run(ctx)
+				}
+			}
+		})
+	}
+	task(o.wakers.sync, func(context.Context) { o.runSyncs() })
+	task(o.wakers.write, func(context.Context) { o.writeSealed() })
+	task(o.wakers.prepare, o.prepare)
+	task(o.wakers.checkpoint, o.backgroundCheckpoint)
+}
 
-// Close makes everything durable and ends the overlay's work.
-func (o *Overlay) Close() error { return nil }
+// Size implements disk.Image.
+func (o *Overlay) Size() int64 { return o.size }
+
+// usable says why nothing can be written. Caller holds mu.
+func (o *Overlay) usable() error {
+	if o.closed {
+		return o.errClosed()
+	}
+	return o.failed
+}
+
+func (o *Overlay) errClosed() error {
+	return fmt.Errorf("overlay %s: %w", o.dir, fs.ErrClosed)
+}
+
+// fail makes the overlay take no more writes because of cause. What is in
+// memory stays there, for reads.
+func (o *Overlay) fail(cause error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.failed == nil {
+		o.failed = fmt.Errorf("overlay %s: %w: %w; reads go on; see to the disk, then publish the session again", o.dir, ErrFailed, cause)
+		o.log.Error("overlay has failed", slog.Any("error", cause))
+		o.change.Broadcast()
+	}
+	return o.failed
+}
+
+// Close makes everything durable, checkpoints it and ends the overlay's work.
+// Calls in flight end first; later ones fail with fs.ErrClosed. The error is
+// that of the last Sync: a checkpoint that fails loses nothing and is only
+// logged.
+func (o *Overlay) Close() error {
+	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return nil
+	}
+	o.closed = true
+	o.change.Broadcast()
+	o.mu.Unlock()
+
+	err := o.flush()
+	o.stop()
+	o.tasks.Wait()
+	if err == nil {
+		if cerr := o.checkpointAll(context.Background()); cerr != nil {
+			o.log.Warn("checkpoint at close failed; the log is kept and replayed when the overlay is opened again", slog.Any("error", cerr))
+		}
+	}
+	o.mu.Lock()
+	slot := o.gate.flip()
+	o.mu.Unlock()
+	o.gate.drain(slot)
+	o.dropSpares()
+	return errors.Join(err, o.closeFiles())
+}
+
+func (o *Overlay) closeFiles() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	err := o.data.close()
+	for _, f := range o.files {
+		err = errors.Join(err, f.f.Close())
+	}
+	for _, f := range o.shelf.spares {
+		err = errors.Join(err, f.f.Close())
+	}
+	return err
+}
+
+// Remove deletes the overlay in dir with all it holds. The overlay must not be
+// open. Removing what is not there is no error. The meta file goes first, so
+// that Open refuses what a crash in between leaves, until Remove is called again.
+func Remove(fsys vfs.FS, dir string) error {
+	if fsys == nil {
+		fsys = vfs.OS()
+	}
+	entries, err := fsys.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("overlay: remove %s: %w", dir, err)
+	}
+	err = fsys.Remove(filepath.Join(dir, metaName))
+	if err == nil {
+		err = fsys.SyncDir(dir)
+	}
+	for _, e := range entries {
+		if (err == nil || errors.Is(err, fs.ErrNotExist)) && ours(e.Name()) && e.Name() != metaName {
+			err = fsys.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("overlay: remove %s: %w", dir, err)
+	}
+	if err := fsys.Remove(dir); err != nil {
+		return fmt.Errorf("overlay: remove %s: %w; it holds files that are not the overlay's", dir, err)
+	}
+	return fsys.SyncDir(filepath.Dir(dir))
+}
