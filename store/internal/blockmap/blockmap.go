@@ -1,40 +1,82 @@
 // Package blockmap maps the blocks of a disk to the addresses of their content.
+//
+// A map is a tree of nodes with 1024 addresses each. A leaf maps 1024 blocks
+// (64 MiB of a disk with 64 KiB blocks), a disk of 62 TiB has three levels. A
+// node is a blob in a segment, deduplicated by its content like any other, and
+// never changes. An empty subtree is address 0 and costs nothing, so that the
+// map of a sparse disk is as large as what it holds.
+//
+// An incremental restore point starts from its parent's tree and writes only
+// the nodes on the way to a changed block ([Builder]); all others are shared by
+// address. That makes comparing two points cheap as well: equal addresses are
+// equal content, and [Reader.Diff] does not go below them.
+//
+// Each node states how many blocks are stored below it, so that the space a
+// disk takes is known from its root.
 package blockmap
 
 import (
 	"context"
 	"errors"
-	"iter"
+	"fmt"
 
 	"lifeboat/store/internal/segment"
 )
 
-// Fanout is the number of addresses in a node.
-const Fanout = 1024
+const (
+	fanoutBits = 10
+	// Fanout is the number of addresses in a node.
+	Fanout = 1 << fanoutBits
+	// MaxNodeSize bounds an encoded node, in bytes: it fits one frame.
+	MaxNodeSize = segment.FrameSize
+	// MaxLevels is the depth of the largest tree: 2^50 blocks.
+	MaxLevels = 5
+)
 
-// MaxNodeSize bounds an encoded node, in bytes: it fits one frame.
-const MaxNodeSize = segment.FrameSize
-
-// Tree is the map of one disk: what a restore point keeps of it.
+// Tree is the map of one disk: what a restore point keeps of it. The zero Tree
+// is that of no disk.
 type Tree struct {
 	Size      int64        // bytes
 	BlockSize int          // bytes, a power of two
-	Levels    int          // levels of nodes, see LevelsFor
+	Levels    int          // levels of nodes, LevelsFor(Size, BlockSize)
 	Root      segment.Addr // 0: the whole disk is zeros
 }
 
-// Run is a run of blocks that are stored: Block+i is at Addr+i, for 0 ≤ i < Count.
-// Runs of Unreadable blocks have Count 1 each.
-type Run struct {
-	Block int64
-	Count int64
-	Addr  segment.Addr
+// Blocks is the number of blocks of the disk, the last one perhaps in part.
+func (t Tree) Blocks() int64 { return blocks(t.Size, t.BlockSize) }
+
+func blocks(size int64, blockSize int) int64 {
+	if size <= 0 || blockSize <= 0 {
+		return 0
+	}
+	return (size-1)/int64(blockSize) + 1
 }
 
-// Range is a run of blocks.
-type Range struct {
-	Block int64
-	Count int64
+// LevelsFor is the number of levels of the tree of a disk of size bytes, at
+// least 1.
+func LevelsFor(size int64, blockSize int) int {
+	levels := 1
+	for n := (blocks(size, blockSize) - 1) >> fanoutBits; n > 0; n >>= fanoutBits {
+		levels++
+	}
+	return levels
+}
+
+// ErrTree: what a tree states about itself cannot be.
+var ErrTree = errors.New("impossible block map")
+
+// Check reports whether the tree can be one: a restore point's JSON may state
+// anything.
+func (t Tree) Check() error {
+	switch {
+	case t.Size < 0 || t.BlockSize <= 0 || t.BlockSize&(t.BlockSize-1) != 0:
+		return fmt.Errorf("blockmap: %d bytes in blocks of %d: %w", t.Size, t.BlockSize, ErrTree)
+	case t.Levels != LevelsFor(t.Size, t.BlockSize) || t.Levels > MaxLevels:
+		return fmt.Errorf("blockmap: %d levels for %d bytes in blocks of %d: %w", t.Levels, t.Size, t.BlockSize, ErrTree)
+	case t.Root != segment.Hole && !t.Root.Stored():
+		return fmt.Errorf("blockmap: root at %v: %w", t.Root, ErrTree)
+	}
+	return nil
 }
 
 // NodeSource reads nodes. *segment.Reader is one.
@@ -48,81 +90,3 @@ type NodeSource interface {
 type NodeSink interface {
 	WriteNode(ctx context.Context, node []byte) (segment.Addr, error)
 }
-
-// ReaderOptions configures a Reader. The zero value is useful.
-type ReaderOptions struct {
-	// CacheBytes bounds the memory for nodes. 0 means 32 MiB.
-	CacheBytes int64
-}
-
-// Reader reads trees. It is shared by all disks and safe for concurrent use.
-type Reader struct{}
-
-var errSkeleton = errors.New("blockmap: not there yet")
-
-// NewReader returns a Reader that gets nodes from src.
-func NewReader(src NodeSource, o ReaderOptions) *Reader { return &Reader{} }
-
-// Open returns the fast view of one tree that an open disk keeps.
-func (r *Reader) Open(t Tree) (*Map, error) { return nil, errSkeleton }
-
-// Used is the number of blocks that are stored (not holes): one node is read.
-func (r *Reader) Used(ctx context.Context, t Tree) (int64, error) { return 0, errSkeleton }
-
-// Walk yields the stored blocks in [from, to) in ascending order. Holes are
-// left out; empty subtrees cost nothing. After an error the sequence ends.
-func (r *Reader) Walk(ctx context.Context, t Tree, from, to int64) iter.Seq2[Run, error] {
-	return func(yield func(Run, error) bool) { yield(Run{}, errSkeleton) }
-}
-
-// Diff yields the blocks whose addresses differ between a and b, in ascending
-// order, merged into ranges; what lies beyond the smaller disk compares as holes.
-func (r *Reader) Diff(ctx context.Context, a, b Tree) iter.Seq2[Range, error] {
-	return func(yield func(Range, error) bool) { yield(Range{}, errSkeleton) }
-}
-
-// Node is what Visit shows of a node.
-type Node struct {
-	Addr    segment.Addr
-	Level   int            // 0 is a leaf
-	Block   int64          // first block that it covers
-	Entries []segment.Addr // children, or data addresses in a leaf; read only; nil with Err
-	Err     error          // the node cannot be read
-}
-
-// Visit shows the nodes of a tree top down. Below a node for which visit
-// returns false it does not go (shared subtrees seen before). A node that
-// cannot be read is shown with Err set and the rest goes on.
-func (r *Reader) Visit(ctx context.Context, t Tree, visit func(Node) bool) error { return errSkeleton }
-
-// Map is a tree with direct pointers to the leaves used last. It holds no
-// resources. Safe for concurrent use.
-type Map struct{}
-
-// Tree is the tree that the map was opened on.
-func (m *Map) Tree() Tree { return Tree{} }
-
-// Lookup returns the address of a block.
-func (m *Map) Lookup(ctx context.Context, block int64) (segment.Addr, error) { return 0, errSkeleton }
-
-// LookupCached is Lookup if that needs no I/O. A block outside the disk is false.
-func (m *Map) LookupCached(block int64) (segment.Addr, bool) { return 0, false }
-
-// Builder makes a new tree, from nothing or from a parent. One goroutine.
-type Builder struct{}
-
-// NewBuilder starts a tree of a disk of size bytes. Blocks that are not Set
-// keep the address that they have in parent (the zero Tree: holes). r reads
-// the parent's nodes and may be nil where there is none.
-func NewBuilder(r *Reader, parent Tree, size int64, blockSize int, sink NodeSink) (*Builder, error) {
-	return nil, errSkeleton
-}
-
-// Set gives a block its address. Blocks come in ascending order.
-func (b *Builder) Set(ctx context.Context, block int64, addr segment.Addr) error { return errSkeleton }
-
-// Finish writes what is left and returns the tree.
-func (b *Builder) Finish(ctx context.Context) (Tree, error) { return Tree{}, errSkeleton }
-
-// LevelsFor is the number of levels of a tree of a disk of size bytes, at least 1.
-func LevelsFor(size int64, blockSize int) int { return 1 }
