@@ -144,7 +144,7 @@ type fileInfo struct {
 
 func (i fileInfo) Name() string       { return i.name }
 func (i fileInfo) Size() int64        { return int64(i.attr.Size) }
-func (i fileInfo) ModTime() time.Time { return time.Unix(i.attr.Mtime.Sec, int64(i.attr.Mtime.Nsec)) }
+func (i fileInfo) ModTime() time.Time { return i.attr.Mtime.std() }
 func (i fileInfo) IsDir() bool        { return i.attr.Type == TypeDirectory }
 
 func (i fileInfo) Mode() os.FileMode {

@@ -20,9 +20,10 @@ type change struct {
 	attr Attr // of the directory, before
 	file *openFile
 	wcc  *WCC
+	late bool // attributes of a new file were set after it had a name
 }
 
-// begin also checks that c may change entries of the directory.
+// begin also checks that c may look names up in the directory.
 func (n *Node) begin(c *Cred, name string, wcc *WCC) (*change, error) {
 	if n.typ != TypeDirectory {
 		return nil, ErrNotDir
@@ -54,8 +55,11 @@ func (ch *change) start(c *Cred, name string) (err error) {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	return check(c, &ch.attr, Write|Exec)
+	return check(c, &ch.attr, Exec)
 }
+
+// mayWrite checks that c may change entries of the directory.
+func (ch *change) mayWrite(c *Cred) error { return check(c, &ch.attr, Write) }
 
 func (ch *change) end() {
 	ch.dir.changed()
@@ -68,16 +72,54 @@ func (ch *change) release() { ch.dir.release(ch.file) }
 // persist makes the directory's entries durable.
 func (ch *change) persist() error { return ch.dir.syncDir(ch.fd) }
 
+// persistNew makes a new file (or directory) durable, open as fd, and its name.
+// Where the host makes metadata durable in order, the sync of the directory
+// covers the file too, if its attributes were set before it was put there.
+func (ch *change) persistNew(fd int) error {
+	if fd >= 0 && (ch.late || !ch.dir.tree.ordered) {
+		if err := syncFD(fd); err != nil {
+			return err
+		}
+	}
+	return ch.persist()
+}
+
+// orderedMetadata says whether the file system that holds fd has one journal
+// for all metadata, so that a change is never durable before an earlier one.
+func orderedMetadata(fd int) bool {
+	var h unix.Statfs_t
+	if err := unix.Fstatfs(fd, &h); err != nil {
+		return false
+	}
+	return h.Type == unix.EXT4_SUPER_MAGIC || h.Type == unix.XFS_SUPER_MAGIC || h.Type == unix.TMPFS_MAGIC
+}
+
+func syncFD(fd int) error { return retry(func() error { return unix.Fsync(fd) }) }
+
+func openFD(dirfd int, name string, flags int, mode uint32) (fd int, err error) {
+	err = retry(func() (err error) {
+		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC, mode)
+		return err
+	})
+	if err != nil {
+		return -1, err
+	}
+	return fd, nil
+}
+
 func (n *Node) syncDir(fd int) error {
-	return n.group().do(func() error { return retry(func() error { return unix.Fsync(fd) }) })
+	return n.group().do(func() error { return syncFD(fd) })
 }
 
 // lookup describes name in the directory. The namespace lock is held.
 func (ch *change) lookup(name string) (stat, error) { return ch.dir.tree.statAt(ch.fd, name) }
 
-// sticky refuses that c removes or renames what st describes from a directory
-// with the sticky bit, as the host would.
-func (ch *change) sticky(c *Cred, st *stat) error {
+// mayRemove checks that c may take the name of what st describes out of the
+// directory: in one with the sticky bit only owners may.
+func (ch *change) mayRemove(c *Cred, st *stat) error {
+	if err := ch.mayWrite(c); err != nil {
+		return err
+	}
 	if c.UID == 0 || ch.attr.Mode&unix.S_ISVTX == 0 || c.UID == st.attr.UID || c.UID == ch.attr.UID {
 		return nil
 	}

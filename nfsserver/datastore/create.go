@@ -3,6 +3,7 @@ package datastore
 import (
 	"encoding/hex"
 	"errors"
+	"math"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -62,15 +63,18 @@ func (n *Node) create(c *Cred, name string, how CreateHow, wcc *WCC) (*Node, err
 		return nil, err
 	}
 	if fd >= 0 {
-		if err := retry(func() error { return unix.Fsync(fd) }); err != nil {
+		if err := ch.persistNew(fd); err != nil {
 			return nil, err
 		}
-		return file, ch.persist()
+		file.nascent.Store(false)
+		return file, nil
 	}
-	// The file was there. That it was need not be durable yet, if whoever made
-	// it is still waiting for that.
-	if err := ch.persist(); err != nil {
-		return nil, err
+	// The file was there. But if whoever made it is still waiting for that to
+	// be durable, so must we.
+	if file.nascent.Load() {
+		if err := ch.persist(); err != nil {
+			return nil, err
+		}
 	}
 	if how.Mode == Unchecked && how.Attr.Size != nil {
 		_, err = file.SetAttr(*c, SetAttr{Size: how.Attr.Size}, nil)
@@ -89,14 +93,16 @@ func (ch *change) create(c *Cred, name string, how CreateHow) (file *Node, fd in
 	if err != unix.ENOENT {
 		return nil, -1, err
 	}
-	if err := ch.room(); err != nil {
+	if err := ch.room(c); err != nil {
 		return nil, -1, err
 	}
-	fd, err = ch.newFile(c, name, how)
+	fd, err = ch.newFile(c, name, &how)
 	if err != nil {
 		return nil, -1, err
 	}
-	file, err = ch.adoptNew(name)
+	if file, err = ch.adoptNew(name); err == nil {
+		file.nascent.Store(true)
+	}
 	return file, fd, err
 }
 
@@ -108,8 +114,12 @@ func (ch *change) adoptNew(name string) (*Node, error) {
 	return ch.dir.tree.adopt(ch.dir, ch.fd, name, &st)
 }
 
-// room bounds the files of a session, and so our memory.
-func (ch *change) room() error {
+// room checks that c may add a file to the directory. The number of files of a
+// session is bounded, and so is our memory.
+func (ch *change) room(c *Cred) error {
+	if err := ch.mayWrite(c); err != nil {
+		return err
+	}
 	t := ch.dir.tree
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -143,37 +153,54 @@ func (ch *change) existing(name string, st *stat, how CreateHow) (*Node, error) 
 }
 
 // newFile makes an empty file with everything about it in place and returns it
-// open. An exclusive one gets its name last: a crash leaves no file without a
-// verifier, which nobody could claim.
-func (ch *change) newFile(c *Cred, name string, how CreateHow) (fd int, err error) {
-	how.Attr.Size = nonZero(how.Attr.Size)
-	if how.Mode == Exclusive {
-		how.Attr = SetAttr{}
-		fd, err = ch.openUnnamed()
-		if err == nil {
-			err = ch.prepare(fd, c, how)
-			if err == nil {
-				err = retry(func() error {
-					return unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), ch.fd, name, unix.AT_SYMLINK_FOLLOW)
-				})
-			}
-			if err == nil {
-				return fd, nil
-			}
-			_ = unix.Close(fd)
-			if err == unix.EEXIST || err == unix.ENOSPC || err == unix.EDQUOT {
-				return -1, err
-			}
-		}
-		// No unnamed files here (or no /proc): the name comes first, then.
+// open. The file gets its name last: nobody ever sees, and a crash never leaves,
+// a file without its owner, or an exclusive one without its verifier, which
+// nobody could claim.
+func (ch *change) newFile(c *Cred, name string, how *CreateHow) (fd int, err error) {
+	fd, err = openFD(ch.fd, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err != nil {
+		return ch.newNamed(c, name, how) // no unnamed files on this file system
 	}
-	err = retry(func() error {
-		fd, err = unix.Openat(ch.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		return err
-	})
+	if err = ch.prepare(fd, c, how); err == nil && !ch.dir.tree.ordered {
+		err = syncFD(fd)
+	}
+	if err == nil {
+		err = retry(func() error { return linkFD(fd, ch.fd, name) })
+	}
+	if err == nil {
+		return fd, nil
+	}
+	_ = unix.Close(fd)
+	if err == errNoLink {
+		return ch.newNamed(c, name, how)
+	}
+	return -1, err
+}
+
+// errNoLink: the host lets us give no name to an unnamed file.
+var errNoLink = errors.New("an unnamed file cannot be linked")
+
+// linkFD names an unnamed file, by the way that needs CAP_DAC_READ_SEARCH or
+// the one that needs /proc.
+func linkFD(fd, dirfd int, name string) error {
+	err := unix.Linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH)
+	if err == unix.ENOENT || err == unix.EPERM {
+		err = unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
+	}
+	switch err {
+	case unix.ENOENT, unix.EPERM, unix.EOPNOTSUPP, unix.EXDEV:
+		return errNoLink
+	}
+	return err
+}
+
+// newNamed is newFile where the name has to come first.
+func (ch *change) newNamed(c *Cred, name string, how *CreateHow) (fd int, err error) {
+	fd, err = openFD(ch.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return -1, err
 	}
+	ch.late = true
 	if err := ch.prepare(fd, c, how); err != nil {
 		_ = unix.Unlinkat(ch.fd, name, 0)
 		_ = unix.Close(fd)
@@ -182,27 +209,26 @@ func (ch *change) newFile(c *Cred, name string, how CreateHow) (fd int, err erro
 	return fd, nil
 }
 
-func (ch *change) openUnnamed() (fd int, err error) {
-	err = retry(func() error {
-		fd, err = unix.Openat(ch.fd, ".", unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
-		return err
-	})
-	return fd, err
-}
-
-// prepare gives a new file its owner, mode, verifier and times.
-func (ch *change) prepare(fd int, c *Cred, how CreateHow) error {
-	if err := ch.own(fd, "", c, &how.Attr); err != nil {
+// prepare gives a new file its owner, mode, size, verifier and times.
+func (ch *change) prepare(fd int, c *Cred, how *CreateHow) error {
+	set := &how.Attr
+	if how.Mode == Exclusive {
+		set = &SetAttr{}
+	}
+	if err := ch.own(fd, "", c, set); err != nil {
 		return err
 	}
-	if how.Attr.Size != nil {
-		if err := unix.Ftruncate(fd, int64(*how.Attr.Size)); err != nil {
+	if set.Size != nil && *set.Size > 0 {
+		if *set.Size > math.MaxInt64 {
+			return ErrFBig
+		}
+		if err := unix.Ftruncate(fd, int64(*set.Size)); err != nil {
 			return err
 		}
 	}
 	mode := uint32(defaultFileMode)
-	if how.Attr.Mode != nil {
-		mode = *how.Attr.Mode & 0o7777
+	if set.Mode != nil {
+		mode = *set.Mode & 0o7777
 	}
 	if err := unix.Fchmod(fd, mode); err != nil {
 		return err
@@ -210,7 +236,7 @@ func (ch *change) prepare(fd int, c *Cred, how CreateHow) error {
 	if how.Mode == Exclusive {
 		return setVerifier(fd, how.Verifier)
 	}
-	return how.Attr.setTimes(fd)
+	return set.setTimes(fd)
 }
 
 // own gives a new file (fd, or name in the directory fd) to the caller, where
@@ -235,13 +261,6 @@ func (ch *change) own(fd int, name string, c *Cred, set *SetAttr) error {
 		return nil
 	}
 	return err
-}
-
-func nonZero(size *uint64) *uint64 {
-	if size != nil && *size == 0 {
-		return nil
-	}
-	return size
 }
 
 // The verifier of an exclusive create is an extended attribute; where the file
@@ -293,7 +312,7 @@ func (n *Node) createdWith(v [8]byte) bool {
 // Mkdir makes a directory. Durable when it returns.
 func (n *Node) Mkdir(c Cred, name string, set SetAttr) (*Node, WCC, error) {
 	var wcc WCC
-	dir, err := n.makeEntry(&c, name, &wcc, func(ch *change) error { return ch.mkdir(&c, name, set) })
+	dir, err := n.makeEntry(&c, name, &wcc, func(ch *change) (int, error) { return ch.mkdir(&c, name, &set) })
 	return dir, wcc, fail("mkdir", name, err)
 }
 
@@ -304,12 +323,12 @@ func (n *Node) Symlink(c Cred, name, target string, set SetAttr) (*Node, WCC, er
 	if target == "" {
 		return nil, wcc, fail("symlink", name, ErrInval)
 	}
-	node, err := n.makeEntry(&c, name, &wcc, func(ch *change) error {
+	node, err := n.makeEntry(&c, name, &wcc, func(ch *change) (int, error) {
 		err := retry(func() error { return unix.Symlinkat(target, ch.fd, name) })
 		if err != nil {
-			return err
+			return -1, err
 		}
-		return ch.own(ch.fd, name, &c, &set)
+		return -1, ch.own(ch.fd, name, &c, &set)
 	})
 	return node, wcc, fail("symlink", name, err)
 }
@@ -323,49 +342,53 @@ func (n *Node) Mknod(Cred, string, Type, SetAttr) (*Node, WCC, error) {
 	return nil, wcc, fail("mknod", "", ErrNotSupp)
 }
 
-func (n *Node) makeEntry(c *Cred, name string, wcc *WCC, make func(*change) error) (*Node, error) {
+// makeEntry runs make, which adds name to the directory and may return a
+// descriptor of what it has made, to be synced and closed; else -1.
+func (n *Node) makeEntry(c *Cred, name string, wcc *WCC, make func(*change) (int, error)) (*Node, error) {
 	ch, err := n.begin(c, name, wcc)
 	if err != nil {
 		return nil, err
 	}
 	defer ch.release()
 	var node *Node
-	if err = ch.room(); err == nil {
-		err = make(ch)
+	fd := -1
+	if err = ch.room(c); err == nil {
+		fd, err = make(ch)
 	}
 	if err == nil {
 		node, err = ch.adoptNew(name)
 	}
 	ch.end()
+	if fd >= 0 {
+		defer unix.Close(fd)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return node, ch.persist()
+	return node, ch.persistNew(fd)
 }
 
-func (ch *change) mkdir(c *Cred, name string, set SetAttr) error {
+func (ch *change) mkdir(c *Cred, name string, set *SetAttr) (fd int, err error) {
 	if err := retry(func() error { return unix.Mkdirat(ch.fd, name, 0o700) }); err != nil {
-		return err
+		return -1, err
 	}
-	fd, _, err := openNode(ch.fd, name, TypeDirectory)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	mode := uint32(defaultDirMode)
-	if set.Mode != nil {
-		mode = *set.Mode & 0o7777
-	}
-	mode |= ch.attr.Mode & unix.S_ISGID // inherited, as on the host
-	if err = ch.own(fd, "", c, &set); err == nil {
-		err = unix.Fchmod(fd, mode)
-	}
+	fd, _, err = openNode(ch.fd, name, TypeDirectory)
 	if err == nil {
-		err = set.setTimes(fd)
+		ch.late = true
+		mode := uint32(defaultDirMode)
+		if set.Mode != nil {
+			mode = *set.Mode & 0o7777
+		}
+		mode |= ch.attr.Mode & unix.S_ISGID // inherited, as on the host
+		if err = ch.own(fd, "", c, set); err == nil {
+			err = unix.Fchmod(fd, mode)
+		}
+		if err == nil {
+			err = set.setTimes(fd)
+		}
 	}
 	if err != nil {
 		_ = unix.Unlinkat(ch.fd, name, unix.AT_REMOVEDIR)
-		return err
 	}
-	return retry(func() error { return unix.Fsync(fd) })
+	return fd, err
 }

@@ -1,7 +1,6 @@
 package datastore
 
 import (
-	"errors"
 	"sync"
 	"time"
 
@@ -13,30 +12,32 @@ import (
 // virtualDisk is the binding of a Device to its placeholder.
 //
 // The times of a virtual disk are kept in memory: a write changes them at once
-// and costs no system call. They are put on the placeholder now and then, at
-// Sync and at Detach. They must not go backwards when the process is killed in
-// between, so the first write after a binding marks the placeholder as dirty; a
-// clean Detach takes the mark away. A binding that finds the mark starts at the
-// present time, which is later than any time that was shown before.
+// and costs no system call. They are put on the placeholder by Sync, now and
+// then, and by Detach. They must not go backwards when the process is killed in
+// between. So the placeholder bears a mark: "open" from Bind on, "closed" after
+// a clean Detach. A binding that finds the mark open starts at the present
+// time, which is later than any time that was shown before.
 type virtualDisk struct {
 	dev disk.Device
 
-	mu    sync.Mutex
-	mtime int64 // nanoseconds since 1970
+	settling sync.Mutex // held while times are put on the placeholder; taken before mu
+	settled  int64      // when that was last done; guarded by settling
+
+	mu    sync.Mutex // never held during a system call
+	mtime int64      // nanoseconds since 1970
 	ctime int64
-	dirty bool  // written since the binding; the mark is on the placeholder
-	stale bool  // the placeholder's times are older
-	tried int64 // when settle last ran
+	stale bool // the placeholder's times are older
 }
 
 const (
-	// diskMark says that the file is the placeholder of a virtual disk.
-	diskMark = "user.lifeboat.disk"
-	markDisk = "clean"
-	markUsed = "dirty"
+	// diskMark is the extended attribute of the placeholder of a virtual disk.
+	diskMark   = "user.lifeboat.disk"
+	markOpen   = "open"
+	markClosed = "closed"
 
-	// settleEvery is how long the times on the placeholder may lag behind.
-	settleEvery = 5 * time.Second
+	// settleEvery is how long the times on the placeholder may lag behind while
+	// the disk is synced again and again.
+	settleEvery = int64(5 * time.Second)
 )
 
 // marked says whether fd is the placeholder of a virtual disk.
@@ -45,8 +46,8 @@ func marked(fd int) bool {
 	return err == nil
 }
 
-// newDisk prepares the binding of dev to n: reads times and mark of the
-// placeholder and makes the mark durable.
+// newDisk prepares the binding of dev to n: reads the times of the placeholder
+// and marks it.
 func (n *Node) newDisk(dev disk.Device) (*virtualDisk, error) {
 	n.sess.ns.RLock()
 	defer n.sess.ns.RUnlock()
@@ -57,43 +58,54 @@ func (n *Node) newDisk(dev disk.Device) (*virtualDisk, error) {
 			return err
 		}
 		defer unix.Close(fd)
-		st, err := n.tree.statAt(fd, "")
-		if err != nil {
-			return err
-		}
-		d.mtime, d.ctime = st.attr.Mtime.Unix(), st.attr.Ctime.Unix()
-		return d.mark(fd)
+		return d.start(n.tree, fd)
 	})
-	if errors.Is(err, errLost) {
-		err = ErrNoEnt
-	}
 	return d, err
 }
 
-func (d *virtualDisk) mark(fd int) error {
+func (d *virtualDisk) start(t *Tree, fd int) error {
+	st, err := t.statAt(fd, "")
+	if err != nil {
+		return err
+	}
+	d.mtime, d.ctime = st.attr.Mtime.Unix(), st.attr.Ctime.Unix()
 	var buf [16]byte
 	k, err := unix.Fgetxattr(fd, diskMark, buf[:])
 	switch {
-	case err == nil && string(buf[:k]) == markDisk:
-		return nil
-	case err == nil:
+	case err == unix.EOPNOTSUPP: // no marks on this file system: assume the worst
 		d.startNow()
-		d.dirty = true
 		return nil
-	case err == unix.ENODATA:
-		return d.setMark(fd, markDisk)
-	case err == unix.EOPNOTSUPP:
-		d.startNow() // no marks on this file system: assume the worst
-		d.dirty = true
+	case err != nil && err != unix.ENODATA:
+		return err
+	case err == nil && string(buf[:max(k, 0)]) != markClosed:
+		d.startNow()
+	}
+	return setMark(fd, markOpen)
+}
+
+// setMark is durable when it returns.
+func setMark(fd int, value string) error {
+	err := unix.Fsetxattr(fd, diskMark, []byte(value), 0)
+	if err == unix.EOPNOTSUPP {
 		return nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return syncFD(fd)
 }
 
 // startNow sets the times to the present, unless they are later already.
 func (d *virtualDisk) startNow() {
 	now := time.Now().UnixNano()
 	d.mtime, d.ctime, d.stale = max(d.mtime, now), max(d.ctime, now), true
+}
+
+// unbind ends the binding, if there is one.
+func (n *Node) unbind() {
+	if d := n.disk.Swap(nil); d != nil {
+		n.tree.diskBytes.Add(-d.dev.Size())
+	}
 }
 
 // describe puts the disk's own attributes into those of its placeholder.
@@ -124,68 +136,49 @@ func (n *Node) Written() (w WCC) {
 		return w
 	}
 	d.mu.Lock()
-	w.Pre = PreAttr{Size: a.Size, Mtime: timeOf(d.mtime), Ctime: timeOf(max(d.ctime, a.Ctime.Unix()))}
-	now := max(n.tree.now(), d.mtime+1, w.Pre.Ctime.Unix()+1)
+	ctime := max(d.ctime, a.Ctime.Unix())
+	w.Pre = PreAttr{Size: a.Size, Mtime: timeOf(d.mtime), Ctime: timeOf(ctime)}
+	now := max(n.tree.now(), d.mtime+1, ctime+1)
 	d.mtime, d.ctime, d.stale = now, now, true
-	due := now-d.tried > int64(settleEvery)
 	d.mu.Unlock()
 	a.Mtime, a.Ctime = timeOf(now), timeOf(now)
 	w.Post, w.HasPre, w.HasPost = a, true, true
-	if due {
-		if err := d.settle(n, false); err != nil {
-			n.tree.log.Warn("times of a virtual disk", "path", n.tree.path(n), "err", err)
-		}
-	}
 	return w
 }
 
-// settle puts the disk's times on the placeholder; with final also the mark
-// that they are right, and makes all that durable.
+// settle puts the disk's times on the placeholder. With final, that is durable
+// when it returns, and so is the mark that they are right.
 func (d *virtualDisk) settle(n *Node, final bool) error {
+	d.settling.Lock()
+	defer d.settling.Unlock()
+	now := n.tree.anchor()
+	if !final && now-d.settled < settleEvery {
+		return nil
+	}
+	d.settled = now
+	d.mu.Lock()
+	mtime, stale := d.mtime, d.stale
+	d.stale = false
+	d.mu.Unlock()
+	if !stale && !final {
+		return nil
+	}
 	f, err := n.acquire()
 	if err != nil {
 		return err
 	}
 	defer n.release(f)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.stale && !(final && d.dirty) {
-		return nil
-	}
-	d.tried = n.tree.anchor()
-	if !d.dirty {
-		if err := d.setMark(f.fd, markUsed); err != nil {
+	if stale {
+		if err := setTimes(f.fd, timespec{omit: true}, timespec{ns: mtime}); err != nil {
 			return err
 		}
-		d.dirty = true
-	}
-	if d.stale {
-		if err := setTimes(f.fd, timespec{omit: true}, timespec{ns: d.mtime}); err != nil {
-			return err
-		}
-		d.stale = false
 	}
 	if !final {
 		return nil
 	}
-	if err := unix.Fsync(f.fd); err != nil {
+	// The times first: the mark vouches for them.
+	if err := syncFD(f.fd); err != nil {
 		return err
 	}
-	if err := d.setMark(f.fd, markDisk); err != nil {
-		return err
-	}
-	d.dirty = false
-	return nil
-}
-
-// setMark is durable when it returns.
-func (d *virtualDisk) setMark(fd int, value string) error {
-	err := unix.Fsetxattr(fd, diskMark, []byte(value), 0)
-	if err == unix.EOPNOTSUPP {
-		return nil // newDisk has assumed the worst
-	}
-	if err != nil {
-		return err
-	}
-	return unix.Fsync(fd)
+	return setMark(f.fd, markClosed)
 }

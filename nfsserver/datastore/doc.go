@@ -37,18 +37,19 @@
 //
 // # Locks, in the order in which they are taken
 //
-//	Tree.admin             Attach, Detach, Bind, Close
-//	  session.indexing     one listing of the session at a time
-//	    session.ns         names: written to change them, read to use them
-//	      Node.changing    content and attributes of one ordinary file
-//	        virtualDisk.mu times of a virtual disk
-//	          Tree.mu      the maps, and the links of all nodes
-//	          fdCache.mu   the open descriptors
+//	Tree.admin               Attach, Detach, Bind, Close
+//	  Node.changing          content and attributes of one file
+//	    virtualDisk.settling its times on their way to the placeholder
+//	      session.indexing   one listing of the session at a time
+//	        session.ns       names: written to change them, read to use them
+//	          virtualDisk.mu times of a virtual disk
+//	            Tree.mu      the maps, and the links of all nodes
+//	            fdCache.mu   the open descriptors
 //
 //	groupSync.turn is held during an fsync, by goroutines that hold none of the
 //	above.
 //
 // Nothing waits for a disk while it holds Tree.mu or fdCache.mu, so Resolve and
-// Attr of a known file never do. (One exception: the directory of a freshly
-// made directory is synced under session.ns.)
+// Attr of a known file never do; nothing waits for an fsync while it holds
+// session.ns.
 package datastore

@@ -5,10 +5,10 @@ import "sync"
 // groupSync lets callers who need the same thing synced share one sync.
 //
 // Whoever calls do has made his change before. He joins the batch that has not
-// started; the first of a batch to get the turn runs one sync for all of it.
-// A batch is closed to newcomers before its sync starts, so each caller's
-// change precedes the sync whose outcome he gets. While one sync runs the next
-// batch fills up: with n callers at once, each waits for two syncs at most.
+// started, or begins one and leads it: the leader waits for the sync under way,
+// closes the batch to newcomers, and runs one sync for all of it. So each
+// caller's change precedes the start of the sync whose outcome he gets, and with
+// any number of callers each waits for two syncs at most.
 type groupSync struct {
 	turn sync.Mutex // held while a sync runs; taken before mu
 
@@ -17,26 +17,27 @@ type groupSync struct {
 }
 
 type syncBatch struct {
-	ran bool  // guarded by turn
-	err error // guarded by turn
+	done chan struct{}
+	err  error // written before done is closed
 }
 
 func (g *groupSync) do(run func() error) error {
 	g.mu.Lock()
-	b := g.waiting
-	if b == nil {
-		b = &syncBatch{}
-		g.waiting = b
+	if b := g.waiting; b != nil {
+		g.mu.Unlock()
+		<-b.done
+		return b.err
 	}
+	b := &syncBatch{done: make(chan struct{})}
+	g.waiting = b
 	g.mu.Unlock()
 
 	g.turn.Lock()
-	defer g.turn.Unlock()
-	if !b.ran {
-		g.mu.Lock()
-		g.waiting = nil
-		g.mu.Unlock()
-		b.ran, b.err = true, run()
-	}
+	g.mu.Lock()
+	g.waiting = nil
+	g.mu.Unlock()
+	b.err = run()
+	g.turn.Unlock()
+	close(b.done)
 	return b.err
 }

@@ -117,9 +117,12 @@ func (n *Node) writeAt(p []byte, off uint64, wcc *WCC) (int, error) {
 	return done, err
 }
 
-// attrBy describes an ordinary file through its descriptor.
+// attrBy describes the file as it is now through its descriptor.
 func (n *Node) attrBy(f *openFile) (Attr, error) {
 	st, err := n.tree.statAt(f.fd, "")
+	if d := n.disk.Load(); d != nil && err == nil {
+		d.describe(&st.attr)
+	}
 	return st.attr, err
 }
 

@@ -28,6 +28,7 @@ type Node struct {
 	links []link // names by which the file was last seen; guarded by tree.mu
 
 	gone    atomic.Bool
+	nascent atomic.Bool   // made by Create, and that is not durable yet
 	attrSeq atomic.Uint64 // goes up with every change of the attributes
 	attr    atomic.Pointer[cachedAttr]
 	disk    atomic.Pointer[virtualDisk]
@@ -272,11 +273,7 @@ func (n *Node) reopen() (fd int, err error) {
 }
 
 func reopenDir(dirfd int) (fd int, err error) {
-	err = retry(func() error {
-		fd, err = unix.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		return err
-	})
-	return fd, err
+	return openFD(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 }
 
 // openNode opens name without following a symbolic link and without any effect
@@ -284,24 +281,27 @@ func reopenDir(dirfd int) (fd int, err error) {
 func openNode(dirfd int, name string, typ Type) (fd int, writable bool, err error) {
 	const common = unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
 	open := func(flags int) error {
-		return retry(func() error {
+		return retry(func() (err error) {
 			fd, err = unix.Openat(dirfd, name, flags|common, 0)
 			return err
 		})
 	}
 	switch typ {
 	case TypeDirectory:
-		return fd, false, open(unix.O_RDONLY | unix.O_DIRECTORY)
+		err = open(unix.O_RDONLY | unix.O_DIRECTORY)
 	case TypeRegular:
-		switch err := open(unix.O_RDWR); err {
+		err, writable = open(unix.O_RDWR), true
+		switch err {
 		case unix.EACCES, unix.EPERM, unix.EROFS, unix.ETXTBSY:
-			err = open(unix.O_RDONLY)
-			return fd, false, err
-		default:
-			return fd, true, err
+			err, writable = open(unix.O_RDONLY), false
 		}
+	default:
+		err = open(unix.O_PATH)
 	}
-	return fd, false, open(unix.O_PATH)
+	if err != nil {
+		return -1, false, err
+	}
+	return fd, writable, nil
 }
 
 // eachLink tries f with the directory and name of each link, until one is not

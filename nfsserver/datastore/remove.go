@@ -46,7 +46,7 @@ func (ch *change) unlink(c *Cred, name string, dir bool) (lost lostFile, err err
 	case !dir && isDir:
 		return lost, ErrIsDir
 	}
-	if err := ch.sticky(c, &st); err != nil {
+	if err := ch.mayRemove(c, &st); err != nil {
 		return lost, err
 	}
 	lost = ch.hold(name, &st)

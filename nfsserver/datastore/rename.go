@@ -67,7 +67,7 @@ func (r *rename) move() (lost lostFile, err error) {
 	if err != nil {
 		return lost, err
 	}
-	if err := r.src.sticky(r.c, &st); err != nil {
+	if err := r.permit(&st); err != nil {
 		return lost, err
 	}
 	old, err := r.dst.lookup(r.toName)
@@ -77,7 +77,7 @@ func (r *rename) move() (lost lostFile, err error) {
 	case err == nil && (old.attr.Type == TypeDirectory) != (st.attr.Type == TypeDirectory):
 		return lost, ErrExist
 	case err == nil:
-		if err := r.dst.sticky(r.c, &old); err != nil {
+		if err := r.dst.mayRemove(r.c, &old); err != nil {
 			return lost, err
 		}
 		lost = r.dst.hold(r.toName, &old)
@@ -103,6 +103,18 @@ func (r *rename) move() (lost lostFile, err error) {
 	return lost, nil
 }
 
+func (r *rename) permit(st *stat) error {
+	if err := r.src.mayRemove(r.c, st); err != nil {
+		return err
+	}
+	if st.attr.Type == TypeDirectory && r.src.dir != r.dst.dir {
+		if err := check(r.c, &st.attr, Write); err != nil { // its ".." changes
+			return err
+		}
+	}
+	return r.dst.mayWrite(r.c)
+}
+
 // Link gives file another name in the directory n. Durable when it returns.
 // Directories have one name only ([ErrInval]).
 func (n *Node) Link(c Cred, file *Node, name string) (wcc WCC, err error) {
@@ -125,6 +137,10 @@ func (n *Node) link(c *Cred, file *Node, name string, wcc *WCC) error {
 		return err
 	}
 	defer ch.release()
+	if err := ch.mayWrite(c); err != nil {
+		ch.end()
+		return err
+	}
 	err = file.eachLink(func(dirfd int, old string) error {
 		st, err := n.tree.statAt(dirfd, old)
 		if err == nil && !file.is(&st) {

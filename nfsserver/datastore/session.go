@@ -111,7 +111,7 @@ func (t *Tree) Detach(name string) error {
 		}
 	}
 	for _, n := range t.end(s) {
-		n.disk.Store(nil)
+		n.unbind()
 		t.files.drop(n)
 		n.changed()
 	}
@@ -192,6 +192,7 @@ func (t *Tree) bind(path string, dev disk.Device) error {
 		return err
 	}
 	n.disk.Store(d)
+	t.diskBytes.Add(dev.Size())
 	n.changed()
 	t.log.Info("virtual disk bound", "path", path, slog.Int64("size", dev.Size()))
 	return nil

@@ -92,9 +92,8 @@ func (n *Node) setAttr(c *Cred, set *SetAttr, guard *Time, wcc *WCC) error {
 		return err
 	}
 	defer n.release(f)
-	n.sess.ns.RLock()
 	n.changing.Lock()
-	a, err := n.fresh()
+	a, err := n.attrBy(f)
 	wcc.before(a, err)
 	if err == nil && guard != nil && *guard != a.Ctime {
 		err = ErrNotSync
@@ -103,9 +102,8 @@ func (n *Node) setAttr(c *Cred, set *SetAttr, guard *Time, wcc *WCC) error {
 		err = n.apply(c, &a, set, f)
 	}
 	n.changed()
-	wcc.after(n.fresh())
+	wcc.after(n.attrBy(f))
 	n.changing.Unlock()
-	n.sess.ns.RUnlock()
 	if err != nil {
 		return err
 	}
@@ -154,6 +152,8 @@ func orSame(id *uint32) int {
 // applyByName sets owner and times of a symbolic link, which no descriptor of
 // ours can; its mode means nothing.
 func (n *Node) applyByName(set *SetAttr) error {
+	n.sess.ns.RLock()
+	defer n.sess.ns.RUnlock()
 	return n.eachLink(func(dirfd int, name string) error {
 		st, err := n.tree.statAt(dirfd, name)
 		if err == nil && !n.is(&st) {
@@ -221,30 +221,27 @@ func (d *virtualDisk) setTimes(n *Node, fd int, set *SetAttr) error {
 	if err := setTimes(fd, set.Atime.spec(), timespec{omit: true}); err != nil {
 		return err
 	}
+	d.settling.Lock()
+	defer d.settling.Unlock()
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	now := n.tree.now()
 	d.ctime = max(d.ctime+1, now)
 	switch set.Mtime.How {
 	case ToServer:
-		d.mtime, d.stale = now, true
+		d.mtime = max(d.mtime+1, now)
 	case ToClientOwn:
-		d.mtime, d.stale = set.Mtime.To.Unix(), true
+		d.mtime = set.Mtime.To.Unix()
 	}
-	if !d.stale {
-		return nil
-	}
-	if err := setTimes(fd, timespec{omit: true}, timespec{ns: d.mtime}); err != nil {
-		return err
-	}
+	mtime := timespec{ns: d.mtime}
 	d.stale = false
-	return nil
+	d.mu.Unlock()
+	return setTimes(fd, timespec{omit: true}, mtime)
 }
 
 // persistAttr makes attributes durable.
 func (n *Node) persistAttr(f *openFile) error {
 	if n.typ == TypeRegular || n.typ == TypeDirectory {
-		return n.group().do(func() error { return retry(func() error { return unix.Fsync(f.fd) }) })
+		return n.group().do(func() error { return syncFD(f.fd) })
 	}
 	// A symbolic link cannot be synced by itself; the journal that its
 	// directory's sync writes holds its attributes too.

@@ -37,18 +37,6 @@ func (t *Tree) StatFS() (StatFS, error) {
 	if s.TotalFiles == 0 { // Btrfs does not count; 0 would say that there is no room
 		s.TotalFiles, s.FreeFiles, s.AvailFiles = math.MaxInt32, math.MaxInt32, math.MaxInt32
 	}
-	s.TotalBytes = max(s.TotalBytes, min(t.diskBytes()+s.FreeBytes, math.MaxInt64))
+	s.TotalBytes = max(s.TotalBytes, min(uint64(t.diskBytes.Load())+s.FreeBytes, math.MaxInt64))
 	return s, nil
-}
-
-// diskBytes is the sum of the sizes of all virtual disks.
-func (t *Tree) diskBytes() (sum uint64) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	for _, n := range t.nodes {
-		if d := n.disk.Load(); d != nil {
-			sum += uint64(d.dev.Size())
-		}
-	}
-	return sum
 }

@@ -3,6 +3,7 @@ package datastore
 import (
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -64,8 +65,11 @@ type Tree struct {
 	root          *Node
 	dev           uint64 // the host's device number: all of the tree is on it
 	kernelHandles bool   // the file system has handles (see generation)
+	ordered       bool   // the file system makes metadata durable in order
 	start         time.Time
 	wall          atomic.Int64 // time of day at start, nanoseconds since 1970
+
+	diskBytes atomic.Int64 // sum of the sizes of all virtual disks
 
 	admin sync.Mutex // serialises Attach, Detach, Bind and Close
 
@@ -117,7 +121,7 @@ func (t *Tree) openRoot(path string) error {
 		t.log.Warn("file system keeps neither births nor handles: a file handle may outlive its file",
 			"root", path)
 	}
-	t.dev = st.dev
+	t.dev, t.ordered = st.dev, orderedMetadata(fd)
 	t.root = &Node{tree: t, ino: st.attr.FileID, btime: st.btime, typ: TypeDirectory}
 	t.root.handle = t.sealer.seal(handleID{ino: t.root.ino})
 	t.root.file = &openFile{fd: fd, node: t.root, refs: 1}
@@ -140,11 +144,12 @@ func (t *Tree) Close() {
 	}
 	t.admin.Lock()
 	defer t.admin.Unlock()
-	t.files.mu.Lock()
-	f, closed := t.root.file, t.files.closed
-	t.files.mu.Unlock()
 	t.files.close()
-	if !closed {
+	t.files.mu.Lock()
+	f := t.root.file
+	t.root.file = nil
+	t.files.mu.Unlock()
+	if f != nil {
 		t.files.release(f)
 	}
 }
@@ -326,34 +331,28 @@ func (t *Tree) linked(n *Node, l link) {
 func (t *Tree) unlinked(n *Node, l link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i := range n.links {
-		if n.links[i] == l {
-			// A new slice: eachLink reads the old one without the lock.
-			n.links = append(append([]link(nil), n.links[:i]...), n.links[i+1:]...)
-			return
-		}
+	if i := slices.Index(n.links, l); i >= 0 {
+		// A new slice: eachLink reads the old one without the lock.
+		n.links = slices.Concat(n.links[:i], n.links[i+1:])
 	}
 }
 
-func (n *Node) hasLink(l link) bool {
-	for _, have := range n.links {
-		if have == l {
-			return true
-		}
-	}
-	return false
-}
+func (n *Node) hasLink(l link) bool { return slices.Contains(n.links, l) }
+
+// maxLinks bounds the names that are remembered of one file. A file all of whose
+// remembered names are removed is found by listing the session.
+const maxLinks = 32
 
 // addLink puts the newest name first. A directory has only one. tree.mu is held.
 func (n *Node) addLink(l link) {
 	if n.hasLink(l) {
 		return
 	}
+	keep := n.links[:min(len(n.links), maxLinks-1)]
 	if n.typ == TypeDirectory {
-		n.links = []link{l}
-		return
+		keep = nil
 	}
-	n.links = append([]link{l}, n.links...)
+	n.links = append([]link{l}, keep...)
 }
 
 // forget ends n: its file is gone.
@@ -366,6 +365,7 @@ func (t *Tree) forget(n *Node) {
 	n.links = nil
 	n.gone.Store(true)
 	t.mu.Unlock()
+	n.unbind()
 	t.files.drop(n)
 	n.changed()
 }
@@ -379,8 +379,6 @@ func (t *Tree) path(n *Node) string {
 		names = append(names, n.links[0].name)
 		n = n.links[0].parent
 	}
-	for i, j := 0, len(names)-1; i < j; i, j = i+1, j-1 {
-		names[i], names[j] = names[j], names[i]
-	}
+	slices.Reverse(names)
 	return strings.Join(names, "/")
 }
