@@ -29,37 +29,50 @@ func clientAddr(a net.Addr) netip.Addr {
 	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
 }
 
+// maxStrangers is how many connections clients that are not on the list may
+// have, all together.
+const maxStrangers = 16
+
 // admission counts connections against the limits.
 type admission struct {
 	total, perClient int
 
-	mu      sync.Mutex
-	count   int
-	clients map[netip.Addr]int
+	mu        sync.Mutex
+	count     int
+	strangers int
+	clients   map[netip.Addr]int
 }
 
 // enter takes a place for addr, or says which limit is reached.
-func (a *admission) enter(addr netip.Addr) (limit string) {
+func (a *admission) enter(addr netip.Addr, stranger bool) (limit string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.count >= a.total {
+	switch {
+	case a.count >= a.total:
 		return "Connections"
-	}
-	if a.clients[addr] >= a.perClient {
+	case a.clients[addr] >= a.perClient:
 		return "ConnectionsPerClient"
+	case stranger && a.strangers >= maxStrangers:
+		return "strangers"
 	}
 	if a.clients == nil {
 		a.clients = make(map[netip.Addr]int)
 	}
 	a.count++
 	a.clients[addr]++
+	if stranger {
+		a.strangers++
+	}
 	return ""
 }
 
-func (a *admission) leave(addr netip.Addr) {
+func (a *admission) leave(addr netip.Addr, stranger bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.count--
+	if stranger {
+		a.strangers--
+	}
 	if a.clients[addr]--; a.clients[addr] <= 0 {
 		delete(a.clients, addr)
 	}

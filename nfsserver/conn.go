@@ -26,7 +26,8 @@ type conn struct {
 	in    *recordReader
 	out   *outbox      // shared
 	lane  *lane        // shared, under the scheduler's lock
-	batch *buffer      // replies of this turn, not yet sent
+	batch *buffer      // replies of this turn, not yet sent; nil between turns
+	wide  bool         // the last turn needed more than a middle buffer
 	held  []*syncGroup // replies of this turn that wait for a sync
 	call  call         // the request being answered
 }
@@ -55,9 +56,6 @@ func (c *conn) serve() {
 	close(done)
 	<-ended
 	_ = c.nc.Close()
-	if c.batch != nil {
-		c.srv.buffers.put(c.batch)
-	}
 	switch {
 	case errors.Is(err, errRecord), errors.Is(err, errNotCall):
 		c.log.Warn("nfs: connection closed: its input is not RPC", "err", err)
@@ -73,29 +71,26 @@ func (c *conn) serve() {
 // in the input, flush once.
 func (c *conn) loop() error {
 	for {
-		if c.batch == nil {
-			c.batch = c.srv.buffers.get(middleBuffer)
-		}
 		if err := c.in.fill(); err != nil {
 			return err
 		}
-		if err := c.turn(); err != nil {
+		c.batch = c.newBatch()
+		err := c.turn()
+		if err = errors.Join(err, c.endTurn()); err != nil {
 			return err
 		}
 	}
 }
 
 func (c *conn) turn() error {
+	c.wide = false
 	for {
 		rec, ok, err := c.in.next()
-		if err == nil && ok {
-			err = c.answer(rec)
+		if err != nil || !ok {
+			return err
 		}
-		if err != nil {
-			return errors.Join(err, c.endTurn())
-		}
-		if !ok {
-			return c.endTurn()
+		if err := c.answer(rec); err != nil {
+			return err
 		}
 		if len(c.batch.b) >= flushAt {
 			if err := c.flush(); err != nil {
@@ -105,9 +100,28 @@ func (c *conn) turn() error {
 	}
 }
 
+// endTurn starts the syncs that replies wait for, sends the other replies and
+// gives the batch's memory back: an idle connection holds none.
 func (c *conn) endTurn() error {
-	c.startSync()
-	return c.flush()
+	c.startSyncs()
+	err := c.flush()
+	c.srv.buffers.put(c.batch)
+	c.batch = nil
+	return err
+}
+
+// beforeWaiting is called when the reader is about to wait for room: nothing
+// that is ready may wait with it.
+func (c *conn) beforeWaiting() {
+	c.startSyncs()
+	_ = c.flush() // an error is the outbox's, and comes again at the end of the turn
+}
+
+func (c *conn) newBatch() *buffer {
+	if c.wide {
+		return c.srv.buffers.get(largeBuffer)
+	}
+	return c.srv.buffers.get(middleBuffer)
 }
 
 // flush sends the gathered replies.
@@ -116,16 +130,30 @@ func (c *conn) flush() error {
 		return nil
 	}
 	written, err := c.out.send(c.batch)
-	switch {
-	case !written:
-		c.batch = c.srv.buffers.get(middleBuffer)
-	case cap(c.batch.b) > 2*middleBuffer:
-		c.srv.buffers.put(c.batch) // a large read came by; most turns need little
-		c.batch = c.srv.buffers.get(middleBuffer)
-	default:
+	if written {
 		c.batch.b = c.batch.b[:0]
+	} else {
+		c.batch = c.newBatch()
 	}
 	return err
+}
+
+// makeRoom sees to it that n bytes can be appended to the batch without the
+// batch being moved by append, which would leave the pools behind.
+func (c *conn) makeRoom(n int) {
+	have := len(c.batch.b)
+	if cap(c.batch.b)-have >= n {
+		return
+	}
+	if have > 0 && have+n > largeBuffer {
+		_ = c.flush() // an error is the outbox's, and comes again at the end of the turn
+		have = 0
+	}
+	c.wide = true
+	b := c.srv.buffers.get(max(have+n, largeBuffer))
+	b.b = append(b.b, c.batch.b...)
+	c.srv.buffers.put(c.batch)
+	c.batch = b
 }
 
 // answer takes care of one record: it appends the reply to the batch, or hands
@@ -167,6 +195,9 @@ func (c *conn) run(x *call, p *procedure) {
 		c.enqueue(x)
 		return
 	}
+	if p.room != nil {
+		c.makeRoom(replyOverhead + p.room(x))
+	}
 	start := len(c.batch.b)
 	args := x.args
 	out, v := p.inline(x, beginReply(c.batch.b, x.xid, acceptSuccess))
@@ -197,7 +228,10 @@ func (c *conn) enqueue(x *call) {
 	t.call.args = decoder{b: t.args.b}
 	t.class, t.outCost = x.proc.class, replyOverhead+x.proc.roomFor(x)
 	t.argCost = len(x.args.b) + taskOverhead
-	c.srv.sched.submit(c.lane, t)
+	if !c.srv.sched.submit(c.lane, t) {
+		c.beforeWaiting()
+		c.srv.sched.awaitRoom(c.lane)
+	}
 }
 
 // taskOverhead is what a waiting request costs beside its arguments, bytes.

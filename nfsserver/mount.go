@@ -14,7 +14,7 @@ const (
 	mountVersion = 3
 	maxMountPath = 1024 // MNTPATHLEN
 	maxMountName = 255  // MNTNAMLEN
-	maxMounts    = 1024 // remembered for DUMP
+	maxMounts    = 256  // remembered for DUMP
 )
 
 // mountstat3 (RFC 1813 §5.1.5) has the numbers of nfsstat3 where both have a
@@ -33,9 +33,9 @@ const (
 func mountProcedures() []procedure {
 	return []procedure{
 		{name: "NULL", inline: null, open: true},
-		{name: "MNT", work: mountMNT, class: classOther, open: true},
+		{name: "MNT", work: mountMNT, class: classMeta, open: true},
 		{name: "DUMP", inline: mountDump, room: listRoom},
-		{name: "UMNT", work: mountUMNT, class: classOther},
+		{name: "UMNT", work: mountUMNT, class: classMeta},
 		{name: "UMNTALL", inline: mountUMNTALL},
 		{name: "EXPORT", inline: mountExport, room: listRoom},
 	}

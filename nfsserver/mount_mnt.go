@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path"
 
 	"lifeboat/nfsserver/datastore"
 )
@@ -24,7 +25,7 @@ func mountMNT(x *call, out []byte) ([]byte, verdict) {
 	}
 	d := decoder{b: results}
 	if x.status = status(d.u32()); x.status == mountOK {
-		x.srv.mounts.add(x.client, string(dir))
+		x.srv.mounts.add(x.client, cleanMount(dir))
 		x.srv.log.Info("nfs: mounted", "client", x.client.String(), "path", string(dir))
 	}
 	return append(out, results...), done
@@ -35,11 +36,17 @@ func mountUMNT(x *call, out []byte) ([]byte, verdict) {
 	if x.args.bad {
 		return out, garbage
 	}
-	x.srv.mounts.remove(x.client, string(dir))
+	x.srv.mounts.remove(x.client, cleanMount(dir))
 	if _, err := x.relay(3, appendOpaque(nil, dir)); err != nil {
 		x.complain(err)
 	}
 	return out, done
+}
+
+// cleanMount is the one way of writing the path of a mount.
+func cleanMount(dir []byte) string {
+	rel, _ := exportRelative(string(dir))
+	return path.Join(ExportPath, rel)
 }
 
 func (x *call) relay(proc uint32, args []byte) ([]byte, error) {
@@ -48,13 +55,15 @@ func (x *call) relay(proc uint32, args []byte) ([]byte, error) {
 }
 
 // mountable finds the directory that client wants to mount.
-func (s *Server) mountable(client netip.Addr, path string) (*datastore.Node, uint32) {
+func (s *Server) mountable(client netip.Addr, dir string) (*datastore.Node, uint32) {
 	if !allowed(*s.allow.Load(), client) {
-		s.log.Warn("nfs: refused to mount: the client is not on the list of allowed addresses",
-			slog.String("client", client.String()), slog.String("path", path))
+		if s.quiet.allow() {
+			s.log.Warn("nfs: refused to mount: the client is not on the list of allowed addresses",
+				slog.String("client", client.String()), slog.String("path", dir))
+		}
 		return nil, mountAcces
 	}
-	rel, st := exportRelative(path)
+	rel, st := exportRelative(dir)
 	if st != mountOK {
 		return nil, st
 	}

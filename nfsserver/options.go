@@ -59,13 +59,14 @@ type Limits struct {
 	// 4 MiB. A connection that reaches it is not read from until it has room.
 	MemoryPerConnection int
 	// InFlight is the number of requests of one connection that may be at work
-	// at one time; default 128. Requests beyond it wait their turn.
+	// at one time; default 128. Requests beyond it wait their turn. Of this and
+	// of Workers, READs can have half, WRITEs and everything else a quarter each.
 	InFlight int
 	// Waiting is the number of requests of one connection that may wait for
 	// their turn before the connection is no longer read; default 1024.
 	Waiting int
 	// Workers is the number of requests, of all connections, that may be at
-	// work at one time; default 64.
+	// work at one time; default 128.
 	Workers int
 	// WriteTimeout is how long a client may leave a reply untaken before its
 	// connection is closed; default 60 s.
@@ -89,9 +90,9 @@ func (l *Limits) setDefaults() error {
 		{"Connections", &l.Connections, 256, 1},
 		{"ConnectionsPerClient", &l.ConnectionsPerClient, 32, 1},
 		{"MemoryPerConnection", &l.MemoryPerConnection, 16 << 20, 4 << 20},
-		{"InFlight", &l.InFlight, 128, 2},
+		{"InFlight", &l.InFlight, 128, 4},
 		{"Waiting", &l.Waiting, 1024, 1},
-		{"Workers", &l.Workers, 64, 2},
+		{"Workers", &l.Workers, 128, 4},
 	} {
 		if *f.value == 0 {
 			*f.value = f.standard

@@ -76,18 +76,17 @@ func (rr *recordReader) next() (rec []byte, ok bool, err error) {
 
 // fill reads once from the source, blocking until there is something.
 func (rr *recordReader) fill() error {
-	rr.makeRoom()
-	room := len(rr.buf) - rr.w
-	n, err := rr.src.Read(rr.buf[rr.w:])
-	rr.w += n
-	switch {
-	case n == room && len(rr.buf) < wideInput:
-		rr.resize(2 * len(rr.buf))
-	case len(rr.buf) > minInput && rr.w < len(rr.buf)/8:
-		rr.unused++
-	default:
-		rr.unused = 0
+	missing := rr.missing()
+	rr.makeRoom(missing)
+	room := rr.buf[rr.w:]
+	if missing > minInput && missing < len(room) {
+		// The rest of a large record and nothing more: what follows would have
+		// to be moved out of the way of the next one.
+		room = room[:missing]
 	}
+	n, err := rr.src.Read(room)
+	rr.w += n
+	rr.adapt(n == len(room))
 	if n > 0 {
 		return nil
 	}
@@ -97,20 +96,46 @@ func (rr *recordReader) fill() error {
 	return err
 }
 
-// makeRoom brings the unread input to the front and sees to it that the read
-// that follows has somewhere to go.
-func (rr *recordReader) makeRoom() {
-	if rr.r > 0 {
-		copy(rr.buf, rr.buf[rr.r:rr.w])
-		rr.r, rr.w = 0, rr.w-rr.r
+// missing is how many bytes the fragment at the front of the input still needs.
+func (rr *recordReader) missing() int {
+	if rr.w-rr.r < 4 {
+		return 4 - (rr.w - rr.r)
 	}
+	n := int(binary.BigEndian.Uint32(rr.buf[rr.r:]) &^ lastFragment)
+	return 4 + n - (rr.w - rr.r)
+}
+
+// makeRoom sees to it that the read that follows has somewhere to go, if
+// possible for all that is missing. The buffer at most doubles, so that a
+// client has to send what it wants memory for.
+func (rr *recordReader) makeRoom(missing int) {
 	switch {
-	case rr.w == len(rr.buf):
-		rr.resize(min(2*len(rr.buf), max(rr.max+4, wideInput)))
-	case rr.unused > shrinkWait && rr.w < minInput/2:
+	case rr.r == rr.w:
+		rr.r, rr.w = 0, 0
+	case len(rr.buf)-rr.w < max(missing, minInput/4):
+		rr.w = copy(rr.buf, rr.buf[rr.r:rr.w])
+		rr.r = 0
+	}
+	if rr.w > len(rr.buf)/2 && len(rr.buf)-rr.w < missing {
+		rr.resize(2 * len(rr.buf))
+	}
+}
+
+// adapt grows the buffer of a client that fills it, and gives a large buffer
+// back that is of little use any more.
+func (rr *recordReader) adapt(filled bool) {
+	switch {
+	case filled && len(rr.buf) < wideInput:
+		rr.resize(2 * len(rr.buf))
+	case len(rr.buf) == minInput || rr.w-rr.r > minInput/2:
+		rr.unused = 0
+	default:
+		rr.unused++
+	}
+	if rr.unused > shrinkWait {
 		rr.resize(minInput)
 		rr.unused = 0
-		if cap(rr.joined) > minInput && rr.fragments == 0 {
+		if rr.fragments == 0 {
 			rr.joined = nil
 		}
 	}

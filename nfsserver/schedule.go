@@ -9,8 +9,8 @@ import "sync"
 //
 //   - connections take turns: a worker takes one task of the connection at the
 //     front of the ring, and the connection goes to the back;
-//   - neither class may hold more than three quarters of the workers, nor of
-//     one connection's InFlight;
+//   - each class has its own share of the workers and of a connection's
+//     InFlight: half for READs, a quarter for WRITEs, a quarter for the rest;
 //   - a task starts only when its reply fits into the connection's memory.
 //
 // NULL, GETATTR and everything else that needs no waiting never come here.
@@ -20,8 +20,9 @@ import "sync"
 type class int
 
 const (
-	classRead  class = iota // READs that are not in memory
-	classOther              // everything else
+	classMeta  class = iota // names, attributes, syncs
+	classWrite              // WRITEs that must wait
+	classRead               // READs that are not in memory
 	classes
 )
 
@@ -72,27 +73,57 @@ func (s *scheduler) newLane() *lane {
 	return l
 }
 
-func threeQuarters(n int) int { return max(1, n-n/4) }
+// share is what class c may have of n.
+func (c class) share(n int) int {
+	if c == classRead {
+		return max(1, n/2)
+	}
+	return max(1, n/4)
+}
 
-// submit queues t and then waits until l has room for more: that is what stops
-// the reading of a connection that asks for too much.
-func (s *scheduler) submit(l *lane, t *task) {
+// submit queues t and reports whether l has room for more. If not, the reader
+// must await it before it goes on: that is what stops the reading of a
+// connection that asks for too much.
+func (s *scheduler) submit(l *lane, t *task) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l.queue[t.class].push(t)
 	l.args += t.argCost
 	s.list(l, t.class)
+	return s.hasRoom(l)
+}
+
+func (s *scheduler) awaitRoom(l *lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for !s.hasRoom(l) {
 		l.room.Wait()
 	}
 }
 
-// reserve counts n bytes of replies that are under way without a task, and
-// waits while there are too many.
+// tryReserve counts n bytes of replies that are under way without a task, if
+// there is room for them.
+func (s *scheduler) tryReserve(l *lane, n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.fits(l, n) {
+		return false
+	}
+	l.out += n
+	return true
+}
+
+// fits reports whether n more bytes of replies may be under way. One reply
+// always may, however large it is.
+func (s *scheduler) fits(l *lane, n int) bool {
+	return l.out == 0 || l.out+n <= s.limits.MemoryPerConnection/2
+}
+
+// reserve is tryReserve that waits.
 func (s *scheduler) reserve(l *lane, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for l.out > 0 && l.out+n > s.limits.MemoryPerConnection/2 {
+	for !s.fits(l, n) {
 		l.room.Wait()
 	}
 	l.out += n
@@ -123,13 +154,9 @@ func (s *scheduler) list(l *lane, c class) {
 	}
 }
 
-// ready reports whether the task at the head of l's queue may start. One reply
-// may always be under way, however large it is.
+// ready reports whether the task at the head of l's queue may start.
 func (s *scheduler) ready(l *lane, c class) bool {
-	if l.queue[c].len() == 0 || l.working[c] >= threeQuarters(s.limits.InFlight) {
-		return false
-	}
-	return l.out == 0 || l.out+l.queue[c].peek().outCost <= s.limits.MemoryPerConnection/2
+	return l.queue[c].len() > 0 && l.working[c] < c.share(s.limits.InFlight) && s.fits(l, l.queue[c].peek().outCost)
 }
 
 func (s *scheduler) worker() {
@@ -153,11 +180,10 @@ func (s *scheduler) worker() {
 	}
 }
 
-// take picks the next task. Metadata and writes come first: they are short, and
-// reads can hold no more than their share anyway.
+// take picks the next task.
 func (s *scheduler) take() *task {
-	for c := classes - 1; c >= 0; c-- {
-		for s.working[c] < threeQuarters(s.limits.Workers) && s.ring[c].len() > 0 {
+	for c := range classes {
+		for s.working[c] < c.share(s.limits.Workers) && s.ring[c].len() > 0 {
 			l := s.ring[c].pop()
 			l.listed[c] = false
 			if !s.ready(l, c) {

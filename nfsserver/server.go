@@ -27,7 +27,8 @@ type Server struct {
 	admission admission
 	sched     *scheduler
 	buffers   buffers
-	tasks     sync.Pool
+	tasks     sync.Pool // of *task
+	groups    sync.Pool // of *syncGroup
 	programs  map[uint32]*program
 	replies   *replyCache
 	mounts    mountTable
@@ -203,32 +204,35 @@ func (s *Server) accept(l net.Listener, serves programs) error {
 	}
 }
 
-// admit starts a connection, or closes it where a limit is reached.
+// admit starts a connection, or closes it where a limit is reached. A client
+// that is not on the list may connect, to be told so in NFS's own words; but
+// such clients get only a few of the places.
 func (s *Server) admit(nc net.Conn, serves programs) {
 	c := newConn(s, nc, serves)
-	if limit := s.admission.enter(c.client); limit != "" {
-		if s.quiet.allow() {
-			c.log.Warn("nfs: connection refused: too many are open", "limit", limit)
-		}
+	stranger := !allowed(*s.allow.Load(), c.client)
+	limit := s.admission.enter(c.client, stranger)
+	if (stranger || limit != "") && s.quiet.allow() {
+		c.log.Warn("nfs: connection from a client that is not allowed, or one too many", "allowed", !stranger, "limit", limit)
+	}
+	if limit != "" {
 		_ = nc.Close()
 		return
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.stopped {
-		s.mu.Unlock()
-		s.admission.leave(c.client)
+		s.admission.leave(c.client, stranger)
 		_ = nc.Close()
 		return
 	}
 	s.conns[c] = struct{}{}
 	s.live.Go(func() { // under mu: not after drain has begun to wait
 		c.serve()
-		s.admission.leave(c.client)
+		s.admission.leave(c.client, stranger)
 		s.mu.Lock()
+		defer s.mu.Unlock()
 		delete(s.conns, c)
-		s.mu.Unlock()
 	})
-	s.mu.Unlock()
 }
 
 func (s *Server) stopping() bool {

@@ -173,4 +173,3 @@ func TestMountReadWrite(t *testing.T) {
 		t.Fatal("the write is not there, or not durable")
 	}
 }
-
