@@ -170,28 +170,27 @@ func (d *diskPipe) run(builder *blockmap.Builder) error {
 	for range d.in.opts.Readers {
 		stages.Go(func() { d.reader(reads) })
 	}
-	var err error
 	for c := range d.queue {
 		if c.buf != nil {
 			<-c.done
 		}
-		if err == nil {
-			if err = c.err; err == nil {
-				err = d.finish(builder, c)
-			}
-			if err != nil {
-				d.cancel(err)
-			}
+		err := c.err
+		if err == nil && d.ctx.Err() == nil {
+			err = d.finish(builder, c)
+		}
+		if err != nil {
+			d.cancel(err)
 		}
 		if c.buf != nil {
 			d.in.pool.put(c)
 		}
 	}
 	stages.Wait()
-	if cause := context.Cause(d.ctx); err == nil && cause != nil {
-		err = cause
+	// Whatever failed first cancelled the rest with it.
+	if cause := context.Cause(d.ctx); cause != nil {
+		return cause
 	}
-	return err
+	return nil
 }
 
 // feed cuts the plan into chunks, and puts each into the queue before it is
@@ -258,6 +257,7 @@ func (d *diskPipe) fill(c *chunk) error {
 	got, err := d.src.ReadAt(c.buf[:n], off)
 	if got == n {
 		d.read.Add(int64(n))
+		d.w.read.Add(int64(n))
 		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {

@@ -121,10 +121,15 @@ func (in *Ingest) Close() error {
 const closeTimeout = 5 * time.Minute
 
 // store writes a blob that is not in the repository yet, and returns where it
-// is and whether it was written.
+// is and whether it was written. Segments are shared by all points of the
+// ingest, so what ctx cancels is only the wish to write.
 func (in *Ingest) store(ctx context.Context, l lane, p *segment.Packed) (segment.Addr, bool, error) {
 	in.app.mu.Lock()
 	defer in.app.mu.Unlock()
+	if ctx.Err() != nil {
+		return 0, false, context.Cause(ctx)
+	}
+	ctx = in.ctx
 	addr, fresh, err := in.app.append(ctx, l, p)
 	if errors.Is(err, errRangeFull) {
 		if err = in.nextClaim(ctx); err == nil {

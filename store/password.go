@@ -41,12 +41,12 @@ func (r *Repository) Keys(ctx context.Context) ([]Key, error) {
 // AddPassword lets another password open the repository and returns the ID of
 // its key. label is for people.
 func (r *Repository) AddPassword(ctx context.Context, password []byte, label string) (string, error) {
-	return r.ring.AddPassword(ctx, r.backend, password, keyring.KeyOptions{Label: label})
+	return r.ring.AddPassword(ctx, r.backend, password, keyring.KeyOptions{KDF: r.kdf, Label: label})
 }
 
 // ChangePassword replaces the password that the repository was opened with.
 func (r *Repository) ChangePassword(ctx context.Context, password []byte) error {
-	return r.ring.ChangePassword(ctx, r.backend, password, keyring.KeyOptions{})
+	return r.ring.ChangePassword(ctx, r.backend, password, keyring.KeyOptions{KDF: r.kdf})
 }
 
 // RemoveKey takes a password's key away. The last one cannot be removed

@@ -246,7 +246,10 @@ func (in *Ingest) bind(ctx context.Context) (context.Context, func()) {
 func (in *Ingest) commit(ctx context.Context, rec *pointRecord) error {
 	in.app.mu.Lock()
 	defer in.app.mu.Unlock()
-	through, err := in.app.flush(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	through, err := in.app.flush(in.ctx)
 	if err != nil {
 		return err
 	}

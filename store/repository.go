@@ -33,6 +33,7 @@ type Repository struct {
 	aheadSlots chan struct{} // one for each goroutine that reads ahead
 	aheadMax   int64         // largest read-ahead window, bytes
 
+	kdf   keyring.KDF // for new keys; zero is the default
 	lease time.Duration
 	clock func() time.Time
 	proc  backend.Processes
@@ -57,6 +58,14 @@ func Open(ctx context.Context, b backend.Backend, password []byte, opts Options)
 	if err != nil {
 		return nil, err
 	}
+	r, err := newRepository(b, ring, opts)
+	if err != nil {
+		return nil, fmt.Errorf("open the repository: %w", err)
+	}
+	return r, nil
+}
+
+func newRepository(b backend.Backend, ring *keyring.Repo, opts Options) (*Repository, error) {
 	r := &Repository{
 		backend: b, ring: ring, keys: ring.Keys, id: ring.ID, blockSize: ring.BlockSize,
 		shift: uint(bits.TrailingZeros(uint(ring.BlockSize))),
@@ -79,9 +88,11 @@ func Open(ctx context.Context, b backend.Backend, password []byte, opts Options)
 	if cacheBytes <= 0 {
 		cacheBytes = DefaultCacheBytes
 	}
-	if r.cache, err = framecache.New(cacheBytes); err != nil {
-		return nil, fmt.Errorf("open the repository: %w", err)
+	cache, err := framecache.New(cacheBytes)
+	if err != nil {
+		return nil, err
 	}
+	r.cache = cache
 	r.aheadMax = min(4<<20, cacheBytes/8)
 	r.segments = segment.NewReader(b, r.keys, segment.ReaderOptions{Logger: r.log})
 	r.maps = blockmap.NewReader(r.segments, blockmap.ReaderOptions{})

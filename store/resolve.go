@@ -88,7 +88,7 @@ func (r *Repository) notAReference(ctx context.Context, ref string) error {
 		return err
 	}
 	for _, p := range points {
-		if p.VM == ref || p.VMID == ref {
+		if ref != "" && (p.VM == ref || p.VMID == ref) {
 			return fmt.Errorf("%w: %q is a VM; write %s@latest for its newest point", ErrReference, ref, ref)
 		}
 	}

@@ -1,8 +1,16 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"lifeboat/store/internal/segment"
 )
 
 // VerifyOptions says what to verify. The zero value is everything.
@@ -37,6 +45,10 @@ type Damage struct {
 	// Hurts lists what of the restore points cannot be read any more because of
 	// it; nothing means that no point needs it.
 	Hurts []Hurt `json:"hurts,omitempty"`
+	// MoreHurts is how many more areas it hurts than are listed.
+	MoreHurts int `json:"more_hurts,omitempty"`
+
+	frame int // the frame of a block that it is in, or -1
 }
 
 // Hurt is an area of a disk that cannot be read, or a whole point.
@@ -65,8 +77,149 @@ type Report struct {
 // OK reports whether nothing is damaged.
 func (r *Report) OK() bool { return len(r.Damages) == 0 }
 
-// Verify reads and checks. Damage is in the report; the error is for what kept
-// it from looking.
+// Verify reads and checks. Without points, it is every byte of every object:
+// header, keys, claims, points, dedupe index and segments, and then whether
+// every point's block maps lead to blocks that are there. With points, it is
+// all that reading them needs. Damage is in the report; the error is for what
+// kept it from looking.
 func (r *Repository) Verify(ctx context.Context, opts VerifyOptions) (*Report, error) {
-	return nil, errors.New("verify: not implemented yet")
+	if opts.Workers <= 0 {
+		opts.Workers = runtime.GOMAXPROCS(0)
+	}
+	v := &verification{r: r, opts: opts, report: &Report{Damages: []Damage{}}, bad: make(map[uint64]*badSegment)}
+	if err := v.run(ctx); err != nil {
+		return v.report, fmt.Errorf("verify: %w", err)
+	}
+	return v.report, nil
+}
+
+// verification is a verification under way.
+type verification struct {
+	r    *Repository
+	opts VerifyOptions
+
+	mu     sync.Mutex // guards what follows, while several goroutines read
+	report *Report
+	bad    map[uint64]*badSegment
+	done   int64
+	total  int64
+	told   time.Time
+}
+
+// run looks at the objects first and at what they mean to points then, so that
+// the second can say whom the damage of the first hurts.
+func (v *verification) run(ctx context.Context) error {
+	var recs []*pointRecord
+	if len(v.opts.Points) == 0 {
+		list, err := v.list(ctx)
+		if err != nil {
+			return err
+		}
+		if recs, err = v.small(ctx, list); err != nil {
+			return err
+		}
+		if err := v.segments(ctx, list.segments); err != nil {
+			return err
+		}
+	} else {
+		for _, p := range v.opts.Points {
+			rec, err := v.r.pointRecord(ctx, p.ID)
+			if err != nil && !errors.Is(err, ErrDamaged) {
+				return err
+			}
+			v.count(pointName(p.ID), 0)
+			if err != nil {
+				v.whole(pointName(p.ID), err, &Hurt{Point: p.ID, Disk: -1})
+				continue
+			}
+			recs = append(recs, rec)
+		}
+		if err := v.blocks(ctx, recs); err != nil {
+			return err
+		}
+	}
+	v.report.Points = len(recs)
+	if err := v.structure(ctx, recs); err != nil {
+		return err
+	}
+	v.sort()
+	v.progress(0, true)
+	return nil
+}
+
+// badSegment is what of a segment can't be read: indices into the damages.
+type badSegment struct {
+	all   []int
+	pages map[int][]int
+	slots map[int][]int
+}
+
+// segmentPage is the number of slots that a page of a segment's tables covers.
+const segmentPage = 256
+
+// of returns the damages that keep addr from being read.
+func (b *badSegment) of(addr segment.Addr) []int {
+	if b == nil {
+		return nil
+	}
+	return slices.Concat(b.all, b.pages[addr.Slot()/segmentPage], b.slots[addr.Slot()])
+}
+
+// damaged records damage in a segment.
+func (v *verification) damaged(number uint64, d *segment.DamageError) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.report.Damages = append(v.report.Damages, Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: d.Frame})
+	index := len(v.report.Damages) - 1
+	b := v.bad[number]
+	if b == nil {
+		b = &badSegment{pages: make(map[int][]int), slots: make(map[int][]int)}
+		v.bad[number] = b
+	}
+	switch {
+	case d.Addr != 0:
+		b.slots[d.Addr.Slot()] = append(b.slots[d.Addr.Slot()], index)
+	case d.Part == segment.PartIdentityTable, d.Part == segment.PartLocationTable:
+		b.pages[d.Page] = append(b.pages[d.Page], index)
+	case d.Part == segment.PartObject:
+		b.all = append(b.all, index)
+	}
+}
+
+// whole records that an object as a whole is damaged.
+func (v *verification) whole(object string, err error, hurt *Hurt) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	d := Damage{Object: object, Offset: -1, Problem: err.Error(), frame: -1}
+	if hurt != nil {
+		d.Hurts = []Hurt{*hurt}
+	}
+	v.report.Damages = append(v.report.Damages, d)
+}
+
+func (v *verification) count(object string, size int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.report.Objects++
+	v.report.Bytes += size
+}
+
+func (v *verification) progress(n int64, last bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.done += n
+	if v.opts.Progress == nil || !last && time.Since(v.told) < progressEvery {
+		return
+	}
+	v.told = time.Now()
+	v.opts.Progress(VerifyProgress{Done: v.done, Total: v.total, Damages: len(v.report.Damages)})
+}
+
+// sort puts the report into the order of the objects.
+func (v *verification) sort() {
+	slices.SortStableFunc(v.report.Damages, func(a, b Damage) int {
+		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Offset, b.Offset))
+	})
+	slices.Sort(v.report.Unexpected)
+	slices.Sort(v.report.Leftovers)
 }
