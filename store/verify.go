@@ -149,9 +149,15 @@ func (v *verification) run(ctx context.Context) error {
 
 // badSegment is what of a segment can't be read: indices into the damages.
 type badSegment struct {
-	all   []int
+	all   []int // it cannot be opened
 	pages map[int][]int
 	slots map[int][]int
+	// identities are the pages of the identity table that are damaged. They keep
+	// nobody from reading: frames are authenticated by themselves.
+	identities map[int]bool
+	// object is the damages of the object as a whole. Whether they keep anybody
+	// from reading shows when it is opened.
+	object []int
 }
 
 // segmentPage is the number of slots that a page of a segment's tables covers.
@@ -173,16 +179,18 @@ func (v *verification) damaged(number uint64, d *segment.DamageError) {
 	index := len(v.report.Damages) - 1
 	b := v.bad[number]
 	if b == nil {
-		b = &badSegment{pages: make(map[int][]int), slots: make(map[int][]int)}
+		b = &badSegment{pages: make(map[int][]int), slots: make(map[int][]int), identities: make(map[int]bool)}
 		v.bad[number] = b
 	}
 	switch {
-	case d.Addr != 0:
-		b.slots[d.Addr.Slot()] = append(b.slots[d.Addr.Slot()], index)
-	case d.Part == segment.PartIdentityTable, d.Part == segment.PartLocationTable:
+	case d.Part == segment.PartIdentityTable:
+		b.identities[d.Page] = true
+	case d.Part == segment.PartLocationTable:
 		b.pages[d.Page] = append(b.pages[d.Page], index)
 	case d.Part == segment.PartObject:
-		b.all = append(b.all, index)
+		b.object = append(b.object, index)
+	case d.Addr != 0:
+		b.slots[d.Addr.Slot()] = append(b.slots[d.Addr.Slot()], index)
 	}
 }
 

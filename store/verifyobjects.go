@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strings"
 	"time"
 
@@ -242,18 +241,32 @@ func (v *verification) readBlock(ctx context.Context, addr segment.Addr, buf []b
 	return nil
 }
 
-// damagedOnce records damage of a whole object or a page only the first time
+// damagedOnce records damage of a whole object or of a page only the first time
 // that it is met.
 func (v *verification) damagedOnce(number uint64, d *segment.DamageError) {
 	v.mu.Lock()
-	b := v.bad[number]
-	known := b != nil && (len(b.all) > 0 || d.Page >= 0 && slices.Contains([]segment.Part{segment.PartIdentityTable, segment.PartLocationTable}, d.Part) && len(b.pages[d.Page]) > 0)
+	known := v.bad[number].knows(d)
 	v.mu.Unlock()
 	if !known {
-		d2 := *d
-		if d.Part != segment.PartFrame {
-			d2.Addr = 0 // it concerns more than the block at hand
-		}
-		v.damaged(number, &d2)
+		v.damaged(number, d)
 	}
+	if d.Part == segment.PartObject {
+		v.mu.Lock()
+		v.bad[number].all = v.bad[number].object
+		v.mu.Unlock()
+	}
+}
+
+func (b *badSegment) knows(d *segment.DamageError) bool {
+	switch {
+	case b == nil:
+		return false
+	case d.Part == segment.PartObject:
+		return len(b.object) > 0
+	case d.Part == segment.PartIdentityTable:
+		return b.identities[d.Page]
+	case d.Part == segment.PartLocationTable:
+		return len(b.pages[d.Page]) > 0
+	}
+	return false
 }

@@ -185,12 +185,6 @@ func (v *verification) blame(addr segment.Addr, err error) []int {
 		d = &segment.DamageError{Object: segment.Prefix(addr.Segment()), Part: segment.PartFrame, Addr: addr, Frame: -1, Page: -1, Offset: -1, Err: err}
 	}
 	v.damagedOnce(addr.Segment(), d)
-	if bad := v.badAt(addr); len(bad) > 0 {
-		return bad
-	}
-	at := *d
-	at.Addr = addr
-	v.damaged(addr.Segment(), &at)
 	return v.badAt(addr)
 }
 
