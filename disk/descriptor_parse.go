@@ -38,10 +38,11 @@ func ParseDescriptor(text []byte) (*Descriptor, error) {
 		return nil, descriptorError("text", `the title "# Disk DescriptorFile" is missing`)
 	}
 	d := &Descriptor{ParentCID: NoParent, DDB: map[string]string{}}
+	p := descriptorParser{Descriptor: d}
 	number := 0
 	for line := range bytes.Lines(text) {
 		number++
-		if err := d.parseLine(strings.TrimSpace(string(line))); err != nil {
+		if err := p.parseLine(strings.TrimSpace(string(line))); err != nil {
 			return nil, descriptorError(fmt.Sprintf("line %d", number), "%v", err)
 		}
 	}
@@ -55,7 +56,12 @@ func descriptorError(where, format string, args ...any) error {
 	return &FormatError{Path: "descriptor", Format: FormatVMDK, Where: where, What: fmt.Sprintf(format, args...), Err: ErrFormat}
 }
 
-func (d *Descriptor) parseLine(line string) error {
+type descriptorParser struct {
+	*Descriptor
+	sectors int64 // of the extents so far
+}
+
+func (d *descriptorParser) parseLine(line string) error {
 	if line == "" || line[0] == '#' {
 		return nil
 	}
@@ -70,7 +76,7 @@ func (d *Descriptor) parseLine(line string) error {
 	return d.set(strings.TrimSpace(key), unquote(strings.TrimSpace(value)))
 }
 
-func (d *Descriptor) set(key, value string) (err error) {
+func (d *descriptorParser) set(key, value string) (err error) {
 	if name, ok := cutPrefixFold(key, "ddb."); ok {
 		if len(d.DDB) >= maxDDBEntries {
 			return fmt.Errorf("more than %d entries in the disk data base", maxDDBEntries)
@@ -107,13 +113,13 @@ func parseCID(value string) (uint32, error) {
 }
 
 // parseExtent reads `<sectors> <type> ["<file>" [<offset>]]`.
-func (d *Descriptor) parseExtent(access, rest string) error {
+func (d *descriptorParser) parseExtent(access, rest string) error {
 	if len(d.Extents) >= maxExtents {
 		return fmt.Errorf("more than %d extents", maxExtents)
 	}
 	count, rest, _ := strings.Cut(strings.TrimSpace(rest), " ")
 	sectors, err := strconv.ParseInt(count, 10, 64)
-	if err != nil || sectors <= 0 || sectors > maxSectorCount-d.Size()/SectorSize {
+	if err != nil || sectors <= 0 || sectors > maxSectorCount-d.sectors {
 		return fmt.Errorf("an extent of %.30q sectors", count)
 	}
 	kind, rest, _ := strings.Cut(strings.TrimSpace(rest), " ")
@@ -134,6 +140,7 @@ func (d *Descriptor) parseExtent(access, rest string) error {
 		return fmt.Errorf("an extent of type %.20q without a file", e.Type)
 	}
 	d.Extents = append(d.Extents, e)
+	d.sectors += sectors
 	return nil
 }
 

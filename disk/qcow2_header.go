@@ -100,6 +100,9 @@ func parseQCOW2(host *hostFile, log *slog.Logger) (*qcow2Header, error) {
 
 func (p *qcow2Parser) fixed(b []byte) error {
 	h := &p.h
+	if string(b[:4]) != qcow2Magic {
+		return p.bad("header", "the magic number is missing")
+	}
 	h.version = be32(b[4:])
 	if h.version != 2 && h.version != 3 {
 		return p.unsupported(fmt.Sprintf("version %d (2 and 3 are known)", h.version))

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math/bits"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -22,18 +23,16 @@ const (
 // QCOW2Options are the choices of [WriteQCOW2]. The zero value is good.
 type QCOW2Options struct {
 	Compress Compression
-	Progress func(done, total int64) // bytes of the disk; nil = none
+	// ClusterSize in bytes: a power of two from 4 KiB to 1 MiB. 0 = 64 KiB.
+	ClusterSize int64
+	Progress    func(done, total int64) // bytes of the disk; nil = none
 }
 
-// The shape of what we write: QEMU's defaults.
 const (
-	qcow2WBits     = 16
-	qcow2WCluster  = 1 << qcow2WBits
-	qcow2WL2       = qcow2WCluster / 8 // entries of an L2 table
-	qcow2WRefs     = qcow2WCluster / 2 // 16-bit counts of a refcount block
-	qcow2Copied    = 1 << 63
-	qcow2WHeader   = 112
-	qcow2WCompress = 62 - (qcow2WBits - 8) // offset bits of a compressed entry
+	qcow2Copied      = 1 << 63 // in L1 and L2: the reference count is exactly one
+	qcow2WHeader     = 112
+	qcow2WMinCluster = 4 << 10
+	qcow2WMaxCluster = batchSize
 )
 
 // WriteQCOW2 writes the content of img to w, an empty file, as a qcow2 image of
@@ -44,6 +43,9 @@ const (
 // header and the L1 table in their place at the start. A file whose writing was
 // broken off therefore has no header and is no image.
 func WriteQCOW2(ctx context.Context, w io.WriteSeeker, img Image, opts QCOW2Options) error {
+	if opts.ClusterSize == 0 {
+		opts.ClusterSize = 64 << 10
+	}
 	q := &qcow2Writer{w: w, out: bufio.NewWriterSize(w, batchSize), opts: opts, l2Index: -1, refs: map[int64][]uint16{}}
 	if err := q.write(ctx, img); err != nil {
 		return fmt.Errorf("write qcow2 image: %w", err)
@@ -55,40 +57,43 @@ func WriteQCOW2(ctx context.Context, w io.WriteSeeker, img Image, opts QCOW2Opti
 //
 //	header, L1 table (filled in last) | clusters … L2 table | clusters … L2 table | … | refcount table
 //
-// with a refcount block after every 2 GiB of file. It keeps the L1 table, one
-// L2 table and at most three refcount blocks in memory.
+// with a refcount block after as much of the file as it can count (2 GiB, with
+// clusters of 64 KiB). It keeps the L1 table, one L2 table and at most three
+// refcount blocks in memory.
 type qcow2Writer struct {
 	w    io.WriteSeeker
 	out  *bufio.Writer
 	pos  int64 // bytes written: where the next one goes
 	opts QCOW2Options
 
+	cluster  int64 // bytes
+	perL2    int64 // entries of an L2 table
+	perBlock int64 // 16-bit counts of a refcount block
+
 	l1      []uint64
-	l2      [qcow2WL2]uint64
+	l2      []uint64
 	l2Index int64 // the table that l2 is; -1 = none yet
 	refs    map[int64][]uint16
 	blocks  []uint64 // places of the refcount blocks written
 }
 
 func (q *qcow2Writer) write(ctx context.Context, img Image) error {
-	size := (img.Size() + SectorSize - 1) &^ (SectorSize - 1)
-	const span = qcow2WCluster * qcow2WL2
-	q.l1 = make([]uint64, (size+span-1)/span)
-	if len(q.l1)*8 > qcow2MaxL1 {
-		return fmt.Errorf("a disk of %d bytes: %w", size, ErrUnsupported)
+	size, err := q.layout(img.Size())
+	if err != nil {
+		return err
 	}
-	if err := q.zeros(qcow2WCluster + int64(len(q.l1))*8); err != nil {
+	if err := q.zeros(q.cluster + int64(len(q.l1))*8); err != nil {
 		return err
 	}
 	if err := q.align(); err != nil {
 		return err
 	}
 	q.count(0, q.pos)
-	c := copier{img: img, unit: qcow2WCluster, progress: q.opts.Progress, emit: q.emit}
+	c := copier{img: img, unit: q.cluster, progress: q.opts.Progress, emit: q.emit}
 	switch q.opts.Compress {
 	case CompressNone:
 	case CompressZstd:
-		enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(qcow2WCluster), zstd.WithEncoderCRC(false))
+		enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(int(q.cluster)), zstd.WithEncoderCRC(false))
 		if err != nil {
 			return err
 		}
@@ -103,6 +108,22 @@ func (q *qcow2Writer) write(ctx context.Context, img Image) error {
 	return q.finish(size)
 }
 
+// layout makes the tables and returns the size that the image will have.
+func (q *qcow2Writer) layout(size int64) (int64, error) {
+	q.cluster = q.opts.ClusterSize
+	if q.cluster < qcow2WMinCluster || q.cluster > qcow2WMaxCluster || q.cluster&(q.cluster-1) != 0 {
+		return 0, fmt.Errorf("clusters of %d bytes: %w", q.cluster, ErrUnsupported)
+	}
+	q.perL2, q.perBlock = q.cluster/8, q.cluster/2
+	size = (size + SectorSize - 1) &^ (SectorSize - 1)
+	tables := (size + q.cluster*q.perL2 - 1) / (q.cluster * q.perL2)
+	if tables*8 > qcow2MaxL1 {
+		return 0, fmt.Errorf("a disk of %d bytes in clusters of %d: %w", size, q.cluster, ErrUnsupported)
+	}
+	q.l1, q.l2 = make([]uint64, tables), make([]uint64, q.perL2)
+	return size, nil
+}
+
 // zstdPacker compresses the units of a batch. QEMU wants frames without a
 // checksum: it stops reading when a cluster is full.
 func zstdPacker(enc *zstd.Encoder) func(b *batch) error {
@@ -111,7 +132,7 @@ func zstdPacker(enc *zstd.Encoder) func(b *batch) error {
 			u := &b.units[i]
 			from := len(b.packed)
 			b.packed = enc.EncodeAll(u.data, b.packed)
-			if len(b.packed)-from > qcow2WCluster-SectorSize {
+			if len(b.packed)-from > len(u.data)-SectorSize {
 				b.packed = b.packed[:from] // not worth it
 				continue
 			}
@@ -123,14 +144,14 @@ func zstdPacker(enc *zstd.Encoder) func(b *batch) error {
 
 func (q *qcow2Writer) emit(b *batch) error {
 	for _, u := range b.units {
-		if err := q.startUnit(u.off >> qcow2WBits / qcow2WL2); err != nil {
+		if err := q.startUnit(u.off / q.cluster / q.perL2); err != nil {
 			return err
 		}
 		entry, err := q.appendUnit(u)
 		if err != nil {
 			return err
 		}
-		q.l2[u.off>>qcow2WBits%qcow2WL2] = entry
+		q.l2[u.off/q.cluster%q.perL2] = entry
 	}
 	return nil
 }
@@ -143,7 +164,7 @@ func (q *qcow2Writer) startUnit(l2Index int64) error {
 		}
 		q.l2Index = l2Index
 	}
-	for q.pos>>qcow2WBits/qcow2WRefs > int64(len(q.blocks)) {
+	for q.pos/q.cluster/q.perBlock > int64(len(q.blocks)) {
 		if err := q.flushRefs(); err != nil {
 			return err
 		}
@@ -154,7 +175,7 @@ func (q *qcow2Writer) startUnit(l2Index int64) error {
 // appendUnit writes a cluster and returns its L2 entry.
 func (q *qcow2Writer) appendUnit(u unit) (uint64, error) {
 	if u.packed == nil {
-		at, err := q.cluster(u.data)
+		at, err := q.append(u.data)
 		return uint64(at) | qcow2Copied, err
 	}
 	at := q.pos
@@ -163,16 +184,19 @@ func (q *qcow2Writer) appendUnit(u unit) (uint64, error) {
 	}
 	q.count(at, q.pos)
 	further := (q.pos-1)/SectorSize - at/SectorSize
-	return uint64(at) | uint64(further)<<qcow2WCompress | qcow2Compressed, nil
+	return uint64(at) | uint64(further)<<q.offsetBits() | qcow2Compressed, nil
 }
 
-// cluster appends p, one cluster, at a cluster's start, and counts it.
-func (q *qcow2Writer) cluster(p []byte) (at int64, err error) {
+// offsetBits is where the number of sectors begins in a compressed L2 entry.
+func (q *qcow2Writer) offsetBits() int { return 62 - (bits.TrailingZeros64(uint64(q.cluster)) - 8) }
+
+// append writes p, one cluster, at a cluster's start, and counts it.
+func (q *qcow2Writer) append(p []byte) (at int64, err error) {
 	if err := q.align(); err != nil {
 		return 0, err
 	}
 	at = q.pos
-	q.count(at, at+qcow2WCluster)
+	q.count(at, at+q.cluster)
 	return at, q.bytes(p)
 }
 
@@ -187,16 +211,16 @@ func (q *qcow2Writer) zeros(n int64) error {
 	return writeZeros(q.out, n)
 }
 
-func (q *qcow2Writer) align() error { return q.zeros(-q.pos & (qcow2WCluster - 1)) }
+func (q *qcow2Writer) align() error { return q.zeros(-q.pos & (q.cluster - 1)) }
 
 // count adds one reference to each cluster that [from, to) touches.
 func (q *qcow2Writer) count(from, to int64) {
-	for c := from >> qcow2WBits; c <= (to-1)>>qcow2WBits; c++ {
-		block := c / qcow2WRefs
+	for c := from / q.cluster; c <= (to-1)/q.cluster; c++ {
+		block := c / q.perBlock
 		if q.refs[block] == nil {
-			q.refs[block] = make([]uint16, qcow2WRefs)
+			q.refs[block] = make([]uint16, q.perBlock)
 		}
-		q.refs[block][c%qcow2WRefs]++
+		q.refs[block][c%q.perBlock]++
 	}
 }
 
@@ -204,9 +228,9 @@ func (q *qcow2Writer) flushL2() error {
 	if q.l2Index < 0 {
 		return nil
 	}
-	at, err := q.cluster(bigEndian64(q.l2[:]))
+	at, err := q.append(bigEndian64(q.l2))
 	q.l1[q.l2Index] = uint64(at) | qcow2Copied
-	clear(q.l2[:])
+	clear(q.l2)
 	return err
 }
 
@@ -215,14 +239,14 @@ func (q *qcow2Writer) flushRefs() error {
 	block := int64(len(q.blocks))
 	counts := q.refs[block]
 	if counts == nil {
-		counts = make([]uint16, qcow2WRefs)
+		counts = make([]uint16, q.perBlock)
 	}
-	b := make([]byte, 0, qcow2WCluster)
+	b := make([]byte, 0, q.cluster)
 	for _, n := range counts {
 		b = binary.BigEndian.AppendUint16(b, n)
 	}
 	delete(q.refs, block)
-	at, err := q.cluster(b)
+	at, err := q.append(b)
 	q.blocks = append(q.blocks, uint64(at))
 	return err
 }
@@ -239,20 +263,20 @@ func (q *qcow2Writer) finish(size int64) error {
 	if err := q.align(); err != nil {
 		return err
 	}
-	clusters := q.pos >> qcow2WBits
+	clusters := q.pos / q.cluster
 	written := int64(len(q.blocks))
 	blocks, table := written, int64(1)
 	for {
 		total := clusters + blocks - written + table
-		needBlocks := (total + qcow2WRefs - 1) / qcow2WRefs
-		needTable := (needBlocks*8 + qcow2WCluster - 1) / qcow2WCluster
+		needBlocks := (total + q.perBlock - 1) / q.perBlock
+		needTable := (needBlocks*8 + q.cluster - 1) / q.cluster
 		if needBlocks <= blocks && needTable <= table {
 			break
 		}
 		blocks, table = max(blocks, needBlocks), max(table, needTable)
 	}
-	tableAt := q.pos + (blocks-written)<<qcow2WBits
-	q.count(q.pos, tableAt+table<<qcow2WBits)
+	tableAt := q.pos + (blocks-written)*q.cluster
+	q.count(q.pos, tableAt+table*q.cluster)
 	pending := q.refs
 	for block := written; block < blocks; block++ {
 		q.refs = map[int64][]uint16{block: pending[block]}
@@ -279,10 +303,10 @@ func (q *qcow2Writer) header(size, tableAt, tableClusters int64) error {
 	copy(h, qcow2Magic)
 	put := binary.BigEndian
 	put.PutUint32(h[4:], 3)
-	put.PutUint32(h[20:], qcow2WBits)
+	put.PutUint32(h[20:], uint32(bits.TrailingZeros64(uint64(q.cluster))))
 	put.PutUint64(h[24:], uint64(size))
 	put.PutUint32(h[36:], uint32(len(q.l1)))
-	put.PutUint64(h[40:], qcow2WCluster)
+	put.PutUint64(h[40:], uint64(q.cluster))
 	put.PutUint64(h[48:], uint64(tableAt))
 	put.PutUint32(h[56:], uint32(tableClusters))
 	put.PutUint32(h[96:], 4) // refcount order: 2^4 bits
@@ -294,7 +318,7 @@ func (q *qcow2Writer) header(size, tableAt, tableClusters int64) error {
 	for _, part := range []struct {
 		at      int64
 		content []byte
-	}{{qcow2WCluster, bigEndian64(q.l1)}, {0, h}} {
+	}{{q.cluster, bigEndian64(q.l1)}, {0, h}} {
 		if _, err := q.w.Seek(part.at, io.SeekStart); err != nil {
 			return err
 		}

@@ -148,60 +148,76 @@ func same(t *rapid.T, got, want disk.Image) {
 	}
 }
 
-// pattern is a disk of one byte value, so large that it is made when read.
-type pattern struct{ size int64 }
-
-func (p pattern) Size() int64 { return p.size }
-func (pattern) Close() error  { return nil }
-func (pattern) ReadAt(b []byte, _ int64) (int, error) {
-	for i := range b {
-		b[i] = 'p'
+// TestQCOW2Tables: small clusters make a small file have many L2 tables and
+// refcount blocks (one for each 8 MiB), and ends just before and behind one's
+// reach; qemu-img check counts them all.
+func TestQCOW2Tables(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "image")
+	for _, size := range []int64{8<<20 - 60<<10, 8<<20 - 40<<10, 8<<20 - 36<<10, 8<<20 - 32<<10, 8<<20 - 28<<10, 35 << 20} {
+		for _, compress := range []disk.Compression{disk.CompressNone, disk.CompressZstd} {
+			source := disktest.Random(uint64(size), size, 1)
+			f, err := os.Create(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			opts := disk.QCOW2Options{Compress: compress, ClusterSize: 4096}
+			if err := disk.WriteQCOW2(context.Background(), f, source, opts); err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+			if out := qemu(t, dir, "qemu-img", "check", name); !strings.Contains(out, "No errors were found") {
+				t.Error(out)
+			}
+			disktest.Equal(t, open(t, name), source)
+		}
 	}
-	return len(b), nil
 }
 
-// withoutPattern makes holes where a file would hold only the pattern, so that
-// gigabytes of it cost nothing.
-type withoutPattern struct{ *os.File }
-
-func (w withoutPattern) Write(b []byte) (int, error) {
-	written := 0
-	for len(b) > 0 {
-		n := min(len(b), 64<<10)
-		var err error
-		if bytes.Count(b[:n], []byte("p")) == n {
-			_, err = w.Seek(int64(n), io.SeekCurrent)
-		} else {
-			_, err = w.File.Write(b[:n])
-		}
-		if err != nil {
-			return written, err
-		}
-		b, written = b[n:], written+n
-	}
-	return written, nil
-}
-
-// TestWriteManyRefcountBlocks: a file beyond 2 GiB has several refcount blocks,
-// which qemu-img check counts.
-func TestWriteManyRefcountBlocks(t *testing.T) {
-	for _, size := range []int64{2<<30 - 20<<16, 2<<30 - 3<<16, 4<<30 + 5<<20} {
-		name := filepath.Join(t.TempDir(), "big.qcow2")
-		f, err := os.Create(name)
+// TestQCOW2Refuses what it cannot lay out.
+func TestQCOW2Refuses(t *testing.T) {
+	for _, test := range []struct {
+		size int64
+		opts disk.QCOW2Options
+	}{
+		{1 << 20, disk.QCOW2Options{ClusterSize: 5000}},
+		{1 << 20, disk.QCOW2Options{ClusterSize: 2 << 20}},
+		{1 << 20, disk.QCOW2Options{Compress: "lzma"}},
+		{62 << 40, disk.QCOW2Options{ClusterSize: 4096}},
+	} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "x"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := disk.WriteQCOW2(context.Background(), withoutPattern{f}, pattern{size}, disk.QCOW2Options{}); err != nil {
-			t.Fatal(err)
+		if err := disk.WriteQCOW2(context.Background(), f, disktest.NewMemory(test.size), test.opts); !errors.Is(err, disk.ErrUnsupported) {
+			t.Errorf("%+v: %v", test, err)
 		}
-		out := qemu(t, ".", "qemu-img", "check", name)
-		if !strings.Contains(out, "No errors were found") {
-			t.Error(out)
+	}
+}
+
+// TestWriteHuge: a disk of tens of terabytes costs what it holds, and QEMU
+// finds what is in it.
+func TestWriteHuge(t *testing.T) {
+	for writer, size := range map[string]int64{"raw": 7 << 40, "qcow2zstd": 62 << 40, "vmdkstream": 3 << 40, "vmdkflat": 7 << 40} {
+		source := disktest.NewMemory(size)
+		dir := t.TempDir()
+		var reads []string
+		for i, off := range []int64{0, 5 << 20, 1 << 40, size - 64<<10} {
+			if _, err := source.WriteAt(bytes.Repeat([]byte{byte(i + 1)}, 64<<10), off); err != nil {
+				t.Fatal(err)
+			}
+			reads = append(reads, "-c", fmt.Sprintf("read -P %d %d 64k", i+1, off))
 		}
-		if used := open(t, name).(disk.Usage).Used(); used != size {
-			t.Errorf("Used is %d of %d", used, size)
+		reads = append(reads, "-c", "read -P 0 64k 1M", "-c", fmt.Sprintf("read -P 0 %d 1M", size-2<<20))
+		name := writeWith(t, dir, writer, source)
+		out := qemu(t, dir, append([]string{"qemu-io", "-r", name}, reads...)...)
+		if strings.Contains(out, "fail") || strings.Count(out, "read ") != len(reads)/2 {
+			t.Errorf("%s: %s", writer, out)
 		}
+		img := open(t, name)
+		disktest.Equal(t, img, source)
+		disktest.CheckExtents(t, img, disk.Whole(img))
 	}
 }
 
