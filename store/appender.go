@@ -55,9 +55,9 @@ type appender struct {
 	pending   map[segment.Identity]segment.Addr
 }
 
-func newAppender(r *Repository, c claimRecord) *appender {
+func newAppender(r *Repository, c claimRecord, commits int) *appender {
 	return &appender{
-		r: r, next: c.first(), last: c.last(), slots: make(chan struct{}, segmentCommits),
+		r: r, next: c.first(), last: c.last(), slots: make(chan struct{}, commits),
 		pending: make(map[segment.Identity]segment.Addr),
 	}
 }

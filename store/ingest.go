@@ -20,6 +20,8 @@ type IngestOptions struct {
 	Readers int
 	// Tool is the version recorded in the points.
 	Tool string
+
+	commits int // full segments on their way to the disk at once; 0 means 2
 }
 
 const defaultReaders = 4
@@ -55,6 +57,9 @@ func (r *Repository) NewIngest(ctx context.Context, opts IngestOptions) (*Ingest
 	if opts.Readers <= 0 {
 		opts.Readers = defaultReaders
 	}
+	if opts.commits <= 0 {
+		opts.commits = segmentCommits
+	}
 	c, err := r.takeClaim(ctx, claimWriter)
 	if err != nil {
 		return nil, fmt.Errorf("begin a backup: %w", err)
@@ -74,7 +79,7 @@ func (r *Repository) NewIngest(ctx context.Context, opts IngestOptions) (*Ingest
 	}
 	in := &Ingest{r: r, opts: opts, index: index, claim: c, active: make(map[*PointWriter]struct{})}
 	in.ctx, in.cancel = context.WithCancelCause(ctx)
-	in.app = newAppender(r, c.record())
+	in.app = newAppender(r, c.record(), opts.commits)
 	in.pool = newPool(in)
 	in.startRenewal(c)
 	return in, nil
