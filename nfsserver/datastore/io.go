@@ -34,6 +34,7 @@ func (n *Node) readAt(p []byte, off uint64) (int, bool, error) {
 		return 0, false, err
 	}
 	defer n.release(f)
+	p = p[:min(uint64(len(p)), math.MaxInt64-off)]
 	done := 0
 	for done < len(p) {
 		k, err := 0, error(nil)

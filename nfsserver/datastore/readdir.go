@@ -191,6 +191,13 @@ type hostEntry struct {
 	name []byte
 }
 
+// Buffers for getdents64: the first is small, because a reply of READDIR has room
+// for few entries, and those that come after it is full are bigger.
+const (
+	minDirents = 4 << 10
+	maxDirents = 64 << 10
+)
+
 // listDir lists the directory open as fd, whose position it moves, from pos on,
 // without "." and "..".
 func listDir(fd int, pos int64) iter.Seq2[hostEntry, error] {
@@ -199,8 +206,8 @@ func listDir(fd int, pos int64) iter.Seq2[hostEntry, error] {
 			yield(hostEntry{}, ErrBadCookie)
 			return
 		}
-		buf := make([]byte, 16<<10)
-		for {
+		for size := minDirents; ; size = min(2*size, maxDirents) {
+			buf := make([]byte, size)
 			var k int
 			err := retry(func() (err error) { k, err = unix.Getdents(fd, buf); return err })
 			if err != nil {
