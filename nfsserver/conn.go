@@ -56,14 +56,20 @@ func (c *conn) serve() {
 	close(done)
 	<-ended
 	_ = c.nc.Close()
+	c.logEnd(err, c.out.failure())
+}
+
+// logEnd says why the connection ended, where that is of interest.
+func (c *conn) logEnd(in, out error) {
 	switch {
-	case errors.Is(err, errRecord), errors.Is(err, errNotCall):
-		c.log.Warn("nfs: connection closed: its input is not RPC", "err", err)
-	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded) && c.srv.stopping():
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(in, errRecord), errors.Is(in, errNotCall):
+		c.log.Warn("nfs: connection closed: its input is not RPC", "err", in)
+	case errors.Is(out, os.ErrDeadlineExceeded):
 		c.log.Warn("nfs: connection closed: the client does not take its replies", "timeout", c.srv.opt.Limits.WriteTimeout)
-	default:
-		c.log.Debug("nfs: connection lost", "err", err)
+	case out != nil:
+		c.log.Debug("nfs: connection lost", "err", out)
+	case !errors.Is(in, io.EOF) && !c.srv.stopping():
+		c.log.Debug("nfs: connection lost", "err", in)
 	}
 }
 

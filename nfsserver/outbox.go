@@ -111,12 +111,21 @@ func (o *outbox) poke() {
 	}
 }
 
-// fail makes err sticky; the caller holds mu.
+// fail makes err sticky and ends the connection: its reader may be waiting for
+// a client that will never send again. The caller holds mu.
 func (o *outbox) fail(err error) {
 	if o.err == nil {
 		o.err = err
+		_ = o.nc.Close()
 	}
 	o.turn.Broadcast()
+}
+
+// failure is the error that ended the output, if one did.
+func (o *outbox) failure() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err
 }
 
 // run is the writer goroutine. It ends when done is closed and the queue is

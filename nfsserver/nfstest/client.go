@@ -204,16 +204,7 @@ func (c *Client) Go(prog, vers, proc uint32, args []byte) *Call {
 
 // GoXID starts a call with a given xid, for tests of retransmission.
 func (c *Client) GoXID(xid, prog, vers, proc uint32, args []byte) *Call {
-	call := &Call{XID: xid, reply: make(chan struct{})}
-	c.mu.Lock()
-	if c.err != nil {
-		defer c.mu.Unlock()
-		call.err = c.err
-		close(call.reply)
-		return call
-	}
-	c.pending[xid] = call
-	c.mu.Unlock()
+	call := c.Expect(xid)
 	if err := c.SendRaw(Record(Message(xid, prog, vers, proc, *c.cred.Load(), args), c.Fragment)); err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -223,6 +214,19 @@ func (c *Client) GoXID(xid, prog, vers, proc uint32, args []byte) *Call {
 			close(call.reply)
 		}
 	}
+	return call
+}
+
+// Expect waits for a reply with the given xid to something sent by SendRaw.
+func (c *Client) Expect(xid uint32) *Call {
+	call := &Call{XID: xid, reply: make(chan struct{})}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if call.err = c.err; c.err != nil {
+		close(call.reply)
+		return call
+	}
+	c.pending[xid] = call
 	return call
 }
 
