@@ -20,20 +20,14 @@ type codecs struct {
 	zlib    sync.Pool // of io.ReadCloser + zlib.Resetter
 	scratch sync.Pool // of *[]byte
 
+	// zstd is used for DecodeAll only, which is safe for concurrent use and
+	// starts no goroutines. It is never closed: reads may be in it.
 	mu   sync.Mutex
-	zstd *zstd.Decoder // its DecodeAll is safe for concurrent use
+	zstd *zstd.Decoder
 }
 
 // maxCluster is the largest compressed unit that any format may have, bytes.
 const maxCluster = 16 << 20
-
-func (c *codecs) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.zstd != nil {
-		c.zstd.Close()
-	}
-}
 
 // buffer returns n bytes of scratch space; give it back with release.
 func (c *codecs) buffer(n int64) *[]byte {

@@ -117,7 +117,6 @@ func (o *opener) close() error {
 	if o.root != nil {
 		errs = append(errs, o.root.Close())
 	}
-	o.codecs.close()
 	return errors.Join(errs...)
 }
 

@@ -6,6 +6,7 @@ package disktest
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"iter"
@@ -73,11 +74,20 @@ func Random(seed uint64, size int64, fill float64) *Memory {
 	return m
 }
 
+// randomPage is noise, or, three times in four, words in random order, which
+// compress as real data does. Bytes beyond limit stay zero.
 func randomPage(rng *rand.Rand, limit int64) *page {
 	p := new(page)
-	for i := 0; i < PageSize && int64(i) < limit; i++ {
-		// Half-random bytes compress, as real data does.
-		p[i] = byte(rng.Uint32() & 0x1f)
+	noise := rng.IntN(4) == 0
+	for i := 0; i < PageSize; i += 8 {
+		word := rng.Uint64()
+		if !noise {
+			word = (word&0x3f + 1) * 0x9e3779b97f4a7c15
+		}
+		binary.LittleEndian.PutUint64(p[i:], word)
+	}
+	if limit < PageSize {
+		clear(p[limit:])
 	}
 	return p
 }
