@@ -25,7 +25,8 @@ type Point struct {
 	VM string `json:"vm"`
 	// VMID is the machine's lasting identity, where the source has one.
 	VMID string `json:"vm_id,omitempty"`
-	// Time is when the state was captured, in whole seconds, UTC.
+	// Time is when the state was captured, in whole microseconds, UTC: fine
+	// enough to order the points of a VM.
 	Time time.Time `json:"time"`
 	// Consistency is what the guest was told.
 	Consistency Consistency `json:"consistency"`

@@ -58,7 +58,7 @@ func (in *Ingest) Begin(spec PointSpec) (*PointWriter, error) {
 	if w.rec.Time.IsZero() {
 		w.rec.Time = in.r.clock()
 	}
-	w.rec.Time = w.rec.Time.UTC().Truncate(time.Second)
+	w.rec.Time = w.rec.Time.UTC().Truncate(time.Microsecond)
 	if w.rec.Consistency == "" {
 		w.rec.Consistency = CrashConsistent
 	}

@@ -13,7 +13,8 @@ import (
 var timeLayouts = [...]string{"2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"}
 
 // parseTime reads the time of a reference. Without a zone it is local. A date
-// alone means the end of that day.
+// alone means the end of that day, and a time in whole seconds the end of that
+// second, because that is how listings show a point made within it.
 func parseTime(s string) (time.Time, error) {
 	for _, layout := range timeLayouts {
 		t, err := time.ParseInLocation(layout, s, time.Local)
@@ -23,8 +24,11 @@ func parseTime(s string) (time.Time, error) {
 		if err != nil {
 			continue
 		}
-		if layout == time.DateOnly {
-			t = t.AddDate(0, 0, 1).Add(-time.Second)
+		switch {
+		case layout == time.DateOnly:
+			t = t.AddDate(0, 0, 1).Add(-time.Nanosecond)
+		case layout == timeLayouts[0] && t.Nanosecond() == 0:
+			t = t.Add(time.Second - time.Nanosecond)
 		}
 		return t, nil
 	}
