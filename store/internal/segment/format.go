@@ -198,14 +198,14 @@ func (l *layout) parseEntry(b []byte) (entry, error) {
 	}
 	if e.kind == 0 {
 		if len(bytes.TrimLeft(b, "\x00")) != 0 {
-			return e, errLayout
+			return entry{}, errLayout
 		}
 		return e, nil
 	}
-	if !e.kind.valid() || e.rawLen == 0 || e.rawLen > l.frames*FrameSize {
-		return e, errLayout
+	if !e.kind.valid() || e.rawLen == 0 || e.rawLen > l.frames*FrameSize || e.check(l) != nil {
+		return entry{}, errLayout
 	}
-	return e, e.check(l)
+	return e, nil
 }
 
 func (e *entry) check(l *layout) error {

@@ -46,7 +46,11 @@ func (o *object) scanPage(p int, yield func(Slot, error) bool) bool {
 		if err == nil && e.kind == 0 {
 			continue
 		}
-		if !yield(o.slot(slot, &e, ids), err) {
+		s := Slot{Addr: MakeAddr(o.lay.number, slot)}
+		if err == nil {
+			s = o.slot(slot, &e, ids)
+		}
+		if !yield(s, err) {
 			return false
 		}
 	}
