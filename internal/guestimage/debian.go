@@ -101,7 +101,7 @@ func masked() map[string][]string {
 }
 
 func coreModules() []string {
-	return []string{"biosdisk", "part_msdos", "ext2", "linux", "normal"}
+	return []string{"biosdisk", "part_msdos", "ext2", "linux16", "normal"}
 }
 
 func buildDisk(ctx context.Context, k kernel, scratch, path string, progress Progress) error {

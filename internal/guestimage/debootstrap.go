@@ -30,7 +30,7 @@ func debootstrapArgs(overlay, makeFS string) []string {
 	return append(args,
 		"--customize-hook=tar-in "+overlay+" /",
 		`--customize-hook=chroot "$1" depmod "$(ls "$1/usr/lib/modules")"`,
-		`--customize-hook=rm -rf "$1"/var/cache/apt "$1"/var/lib/apt/lists "$1"/var/cache/debconf "$1"/usr/share/zoneinfo "$1"/usr/lib/udev "$1"/etc/resolv.conf`,
+		`--customize-hook=rm -rf "$1"/var/cache/apt "$1"/var/lib/apt/lists "$1"/var/cache/debconf "$1"/usr/share/zoneinfo "$1"/usr/lib/udev "$1"/etc/resolv.conf "$1"/etc/motd "$1"/etc/update-motd.d`,
 		`--customize-hook=echo 5bbe5a0c1f0e4a5a8f6c4c1fbe0c0d17 > "$1/etc/machine-id"`,
 		"--customize-hook="+makeFS,
 		suite, "-", mirror, security)
