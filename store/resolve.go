@@ -14,7 +14,7 @@ var timeLayouts = [...]string{"2006-01-02T15:04:05", "2006-01-02T15:04", "2006-0
 
 // parseTime reads the time of a reference. Without a zone it is local. A date
 // alone means the end of that day, and a time in whole seconds the end of that
-// second, because that is how listings show a point made within it.
+// second: a point listed as of 10:00:00 was made within it.
 func parseTime(s string) (time.Time, error) {
 	for _, layout := range timeLayouts {
 		t, err := time.ParseInLocation(layout, s, time.Local)
@@ -27,7 +27,7 @@ func parseTime(s string) (time.Time, error) {
 		switch {
 		case layout == time.DateOnly:
 			t = t.AddDate(0, 0, 1).Add(-time.Nanosecond)
-		case layout == timeLayouts[0] && t.Nanosecond() == 0:
+		case t.Nanosecond() == 0:
 			t = t.Add(time.Second - time.Nanosecond)
 		}
 		return t, nil
