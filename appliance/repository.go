@@ -1,0 +1,48 @@
+// Package appliance is what Lifeboat does, one file per use case: it joins the
+// repository, the overlays and the NFS server, and keeps the appliance's own
+// state. The command line, and later the API, are thin layers over it.
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"lifeboat/internal/vfs"
+	"lifeboat/store"
+	"lifeboat/store/backend"
+)
+
+// OpenBackend returns the storage that a repository URL names: a path of a
+// directory.
+func OpenBackend(url string) (backend.Backend, error) {
+	if url == "" {
+		return nil, fmt.Errorf("%w: no repository named: use --repo or LIFEBOAT_REPO", ErrUsage)
+	}
+	if scheme, _, ok := strings.Cut(url, "://"); ok {
+		return nil, fmt.Errorf("%w: repository %q: %s:// is not supported by this version; name a directory", ErrUsage, url, scheme)
+	}
+	return backend.NewDir(vfs.OS(), url)
+}
+
+// InitRepository makes a new repository.
+func InitRepository(ctx context.Context, url string, password []byte, opts store.InitOptions) error {
+	b, err := OpenBackend(url)
+	if err != nil {
+		return err
+	}
+	return store.Init(ctx, b, password, opts)
+}
+
+// OpenRepository opens an existing repository.
+func OpenRepository(ctx context.Context, url string, password []byte, opts store.Options) (*store.Repository, error) {
+	b, err := OpenBackend(url)
+	if err != nil {
+		return nil, err
+	}
+	repo, err := store.Open(ctx, b, password, opts)
+	if err != nil {
+		return nil, fmt.Errorf("repository %s: %w", url, err)
+	}
+	return repo, nil
+}

@@ -1,0 +1,194 @@
+// Command lifeboat is the instant-recovery appliance: it backs disks up, boots
+// them from the backup over NFS, and gives back what is in them.
+//
+// One file per command family; each is a thin layer over package appliance.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"lifeboat/appliance"
+)
+
+// version is what `lifeboat --version` says and what points record.
+const version = "0.1.0"
+
+func main() { os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
+
+// run is the whole program: arguments and streams in, exit code out.
+func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
+	tuneMemory()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// A second signal kills: whoever presses Ctrl-C twice means it.
+	context.AfterFunc(ctx, stop)
+
+	p := &program{stdin: stdin, stdout: stdout, stderr: stderr}
+	app := p.app()
+	err := app.RunContext(ctx, permute(app, args))
+	code := exitCode(err)
+	switch {
+	case err == nil:
+	case code == exitInterrupted && ctx.Err() != nil:
+		fmt.Fprintln(stderr, "lifeboat: interrupted; nothing is left half done")
+	default:
+		fmt.Fprintf(stderr, "lifeboat: %v\n", err)
+	}
+	return code
+}
+
+// tuneMemory keeps the garbage collector ahead of short-lived buffers: the
+// large caches live outside its heap, so that half as much slack costs little
+// time and keeps an idle appliance small.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+}
+
+// program holds what all commands share.
+type program struct {
+	stdin          *os.File
+	stdout, stderr io.Writer
+	config         appliance.Config
+	json           bool
+	log            *slog.Logger
+}
+
+func (p *program) app() *cli.App {
+	app := &cli.App{
+		Name:                   "lifeboat",
+		Usage:                  "boot virtual machines from their backups, in seconds",
+		Version:                version,
+		HideHelpCommand:        true,
+		EnableBashCompletion:   true,
+		Writer:                 p.stdout,
+		ErrWriter:              p.stderr,
+		UseShortOptionHandling: false,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "repo", Usage: "the repository: a `PATH`", EnvVars: []string{"LIFEBOAT_REPO"}},
+			&cli.StringFlag{Name: "state", Usage: "where sessions are kept, a `DIR`", EnvVars: []string{"LIFEBOAT_STATE"}},
+			&cli.StringFlag{Name: "config", Usage: "configuration `FILE` (YAML)", EnvVars: []string{"LIFEBOAT_CONFIG"}},
+			&cli.BoolFlag{Name: "json", Usage: "print one JSON document when done"},
+			&cli.BoolFlag{Name: "verbose", Usage: "log what happens to stderr"},
+		},
+		Before: p.before,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return fmt.Errorf("%w: there is no command %q; `lifeboat --help` lists them", appliance.ErrUsage, c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+		// Errors are told once, by run.
+		ExitErrHandler: func(*cli.Context, error) {},
+		Commands: []*cli.Command{
+			p.initCommand(), p.keyCommand(),
+			p.backupCommand(),
+			p.pointsCommand(), p.showCommand(), p.exportCommand(), p.diffCommand(), p.verifyCommand(), p.forgetCommand(), p.statsCommand(),
+			p.publishCommand(), p.sessionCommand(),
+			p.demoCommand(),
+		},
+		Description: "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings, 4 not found,\n" +
+			"5 damaged data found, 130 interrupted.\n\n" +
+			"The password of the repository comes from LIFEBOAT_PASSWORD or the file named by\n" +
+			"LIFEBOAT_PASSWORD_FILE; on a terminal it is asked for.",
+	}
+	app.OnUsageError = usageError
+	for _, c := range app.Commands {
+		prepare(c)
+	}
+	return app
+}
+
+// prepare gives every command the manners that urfave/cli leaves to each.
+func prepare(c *cli.Command) {
+	c.OnUsageError = usageError
+	c.HideHelpCommand = true
+	if len(c.Subcommands) > 0 && c.Action == nil {
+		c.Action = func(ctx *cli.Context) error {
+			if ctx.Args().Present() {
+				return fmt.Errorf("%w: there is no command \"%s %s\"", appliance.ErrUsage, c.Name, ctx.Args().First())
+			}
+			return cli.ShowSubcommandHelp(ctx)
+		}
+	}
+	for _, sub := range c.Subcommands {
+		prepare(sub)
+	}
+}
+
+func usageError(c *cli.Context, err error, _ bool) error {
+	name := "lifeboat"
+	if c.Command != nil && c.Command.Name != "" && c.Command.Name != name {
+		name += " " + c.Command.Name
+	}
+	return fmt.Errorf("%w: %w; see `%s --help`", appliance.ErrUsage, err, name)
+}
+
+// before reads the configuration; flags and environment win over the file.
+func (p *program) before(c *cli.Context) error {
+	p.json = c.Bool("json")
+	level := slog.LevelWarn
+	if c.Bool("verbose") {
+		level = slog.LevelInfo
+	}
+	p.log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
+	if file := c.String("config"); file != "" {
+		cfg, err := appliance.ReadConfig(file)
+		if err != nil {
+			return err
+		}
+		p.config = *cfg
+	}
+	if v := c.String("repo"); v != "" {
+		p.config.Repo = v
+	}
+	if v := c.String("state"); v != "" {
+		p.config.State = v
+	}
+	if p.config.State == "" {
+		p.config.State = defaultState()
+	}
+	return nil
+}
+
+// defaultState is /var/lib/lifeboat for root and the user's own state directory
+// (XDG base directory specification) otherwise.
+func defaultState() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/lifeboat"
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" {
+		return filepath.Join(dir, "lifeboat")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "lifeboat-state"
+	}
+	return filepath.Join(home, ".local", "state", "lifeboat")
+}
+
+// isTerminal reports whether w is a person's terminal.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+var errNoPassword = errors.New("no password: set LIFEBOAT_PASSWORD or LIFEBOAT_PASSWORD_FILE")
+
+// password returns the repository's password; twice asks a person to repeat it.
+func (p *program) password(twice bool) ([]byte, error) {
+	return p.passwordFrom("LIFEBOAT_PASSWORD", "Password of the repository", twice)
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"text/tabwriter"
+
+	"lifeboat/appliance"
+	"lifeboat/store"
+)
+
+// openRepo opens the repository that flags, environment or configuration name.
+func (p *program) openRepo(ctx context.Context) (*store.Repository, error) {
+	if p.config.Repo == "" {
+		return nil, fmt.Errorf("%w: no repository named: use --repo or LIFEBOAT_REPO", appliance.ErrUsage)
+	}
+	pw, err := p.password(false)
+	if err != nil {
+		return nil, err
+	}
+	return appliance.OpenRepository(ctx, p.config.Repo, pw, store.Options{
+		CacheBytes: p.config.CacheMiB << 20, Logger: p.log,
+	})
+}
+
+// withRepo runs fn on the open repository and closes it.
+func (p *program) withRepo(ctx context.Context, fn func(*store.Repository) error) (err error) {
+	repo, err := p.openRepo(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := repo.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	return fn(repo)
+}
+
+// printJSON prints the one document that a script reads.
+func (p *program) printJSON(v any) error {
+	enc := json.NewEncoder(p.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// table prints rows in aligned columns.
+func (p *program) table(header string, rows func(line func(format string, args ...any))) error {
+	w := tabwriter.NewWriter(p.stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, header)
+	rows(func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) })
+	return w.Flush()
+}
+
+// size renders a number of bytes for people, in binary units.
+func size(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, u := float64(n)/1024, 0
+	for v >= 1023.95 && u < len(units)-1 {
+		v /= 1024
+		u++
+	}
+	return fmt.Sprintf("%.1f %ciB", v, units[u])
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"lifeboat/appliance"
+	"lifeboat/store"
+)
+
+const pointHelp = "A POINT is an ID, a unique prefix of one, VM@latest, or VM@2026-11-21T10:00 (the newest\n" +
+	"point at or before that time; local time unless it carries a zone)."
+
+func (p *program) pointsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "points", Usage: "list restore points", ArgsUsage: "[VM]",
+		Action: func(c *cli.Context) error {
+			if err := arguments(c, 0, 1); err != nil {
+				return err
+			}
+			return p.withRepo(c.Context, func(repo *store.Repository) error { return p.listPoints(c, repo) })
+		},
+	}
+}
+
+func (p *program) listPoints(c *cli.Context, repo *store.Repository) error {
+	all, err := repo.Points(c.Context)
+	if err != nil {
+		return err
+	}
+	points := []*store.Point{}
+	for _, pt := range all {
+		if vm := c.Args().First(); vm == "" || pt.VM == vm || pt.VMID == vm {
+			points = append(points, pt)
+		}
+	}
+	if vm := c.Args().First(); vm != "" && len(points) == 0 {
+		return fmt.Errorf("VM %q: %w: it has no restore points here", vm, appliance.ErrNotFound)
+	}
+	if p.json {
+		return p.printJSON(points)
+	}
+	return p.table("ID\tVM\tTIME\tCONSISTENCY\tDISKS\tSIZE\tSTORED", func(line func(string, ...any)) {
+		for _, pt := range points {
+			var total int64
+			for _, d := range pt.Disks {
+				total += d.Size
+			}
+			line("%s\t%s\t%s\t%s\t%d\t%s\t%s", pt.ID, pt.VM, localTime(pt.Time), pt.Consistency, len(pt.Disks), size(total), size(pt.StoredBytes))
+		}
+	})
+}
+
+func localTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+func (p *program) showCommand() *cli.Command {
+	return &cli.Command{
+		Name: "show", Usage: "show one restore point", ArgsUsage: "POINT", Description: pointHelp,
+		Action: p.withPoints(1, 1, func(_ *cli.Context, _ *store.Repository, pts []*store.Point) error {
+			pt := pts[0]
+			if p.json {
+				return p.printJSON(pt)
+			}
+			fmt.Fprintf(p.stdout, "Point        %s\nVM           %s\nTime         %s\nConsistency  %s\n", pt.ID, pt.VM, localTime(pt.Time), pt.Consistency)
+			if pt.Parent != "" {
+				fmt.Fprintf(p.stdout, "Follows      %s\n", pt.Parent)
+			}
+			fmt.Fprintf(p.stdout, "Read         %s\nNew          %s\nStored       %s\n\n", size(pt.ReadBytes), size(pt.NewBytes), size(pt.StoredBytes))
+			return p.table("DISK\tKEY\tLABEL\tSIZE\tUSED", func(line func(string, ...any)) {
+				for i, d := range pt.Disks {
+					line("%d\t%d\t%s\t%s\t%s", i, d.Key, d.Label, size(d.Size), size(d.Used))
+				}
+			})
+		}),
+	}
+}
+
+func (p *program) diffCommand() *cli.Command {
+	return &cli.Command{
+		Name: "diff", Usage: "show which areas of the disks differ between two points", ArgsUsage: "POINT POINT", Description: pointHelp,
+		Action: p.withPoints(2, 2, func(c *cli.Context, repo *store.Repository, pts []*store.Point) error {
+			diffs, err := appliance.DiffPoints(c.Context, repo, pts[0], pts[1])
+			if err != nil {
+				return err
+			}
+			if p.json {
+				return p.printJSON(map[string]any{"a": pts[0].ID, "b": pts[1].ID, "disks": diffs})
+			}
+			return p.table("DISK\tOFFSET\tLENGTH\tNOW", func(line func(string, ...any)) {
+				for _, d := range diffs {
+					switch {
+					case d.Only != "":
+						line("%d\t\t\tonly in %s", d.Key, map[string]string{"a": pts[0].ID, "b": pts[1].ID}[d.Only])
+					case len(d.Extents) == 0:
+						line("%d\t\t\tthe same", d.Key)
+					}
+					for _, e := range d.Extents {
+						now := "data"
+						if e.Zero {
+							now = "zeros"
+						}
+						line("%d\t%d\t%d\t%s", d.Key, e.Offset, e.Length, now)
+					}
+				}
+			})
+		}),
+	}
+}
+
+func (p *program) forgetCommand() *cli.Command {
+	return &cli.Command{
+		Name: "forget", Usage: "remove restore points (their blocks stay until prune)", ArgsUsage: "POINT…", Description: pointHelp,
+		Action: p.withPoints(1, -1, func(c *cli.Context, repo *store.Repository, pts []*store.Point) error {
+			gone := []string{}
+			for _, pt := range pts {
+				if err := repo.Forget(c.Context, pt.ID); err != nil {
+					return fmt.Errorf("restore point %s: %w (removed before it: %s)", pt.ID, err, strings.Join(gone, " "))
+				}
+				gone = append(gone, pt.ID)
+			}
+			if p.json {
+				return p.printJSON(map[string]any{"forgotten": gone})
+			}
+			fmt.Fprintf(p.stdout, "Forgotten: %s\n", strings.Join(gone, " "))
+			return nil
+		}),
+	}
+}
+
+func (p *program) statsCommand() *cli.Command {
+	return &cli.Command{
+		Name: "stats", Usage: "show what the repository holds and occupies", ArgsUsage: " ",
+		Action: func(c *cli.Context) error {
+			if err := arguments(c, 0, 0); err != nil {
+				return err
+			}
+			return p.withRepo(c.Context, func(repo *store.Repository) error {
+				st, err := repo.Stat(c.Context)
+				if err != nil {
+					return err
+				}
+				if p.json {
+					return p.printJSON(st)
+				}
+				fmt.Fprintf(p.stdout, "Restore points  %d, %s of disks\nStored          %s in %d segments\nIndex           %s\nAll together    %s\n",
+					st.Points, size(st.VirtualBytes), size(st.SegmentBytes), st.Segments, size(st.IndexBytes), size(st.TotalBytes))
+				return nil
+			})
+		},
+	}
+}
+
+// withPoints is the frame of commands whose arguments are restore points.
+func (p *program) withPoints(least, most int, fn func(*cli.Context, *store.Repository, []*store.Point) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if err := arguments(c, least, most); err != nil {
+			return err
+		}
+		return p.withRepo(c.Context, func(repo *store.Repository) error {
+			var pts []*store.Point
+			for _, ref := range c.Args().Slice() {
+				pt, err := appliance.ResolvePoint(c.Context, repo, ref)
+				if err != nil {
+					return err
+				}
+				pts = append(pts, pt)
+			}
+			return fn(c, repo, pts)
+		})
+	}
+}

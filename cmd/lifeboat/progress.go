@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+)
+
+// meters shows how far long work has come: bars with rate and time left on a
+// terminal, a line now and then elsewhere (a log, a pipe). Call wait when the
+// work is over.
+type meters struct {
+	out  io.Writer
+	bars *mpb.Progress // nil when out is not a terminal
+	mu   sync.Mutex
+	all  []*meter
+}
+
+// plainEvery is how often a meter says something where no bar can be drawn.
+const plainEvery = 10 * time.Second
+
+func newMeters(out io.Writer) *meters {
+	m := &meters{out: out}
+	if isTerminal(out) {
+		m.bars = mpb.New(mpb.WithOutput(out), mpb.WithRefreshRate(120*time.Millisecond))
+	}
+	return m
+}
+
+// meter is one line of work, in bytes. It is for one goroutine at a time.
+type meter struct {
+	m       *meters
+	name    string
+	bar     *mpb.Bar
+	started time.Time
+	said    time.Time
+	done    int64
+}
+
+func (m *meters) add(name string) *meter {
+	t := &meter{m: m, name: name, started: time.Now(), said: time.Now()}
+	if m.bars != nil {
+		t.bar = m.bars.New(0, mpb.BarStyle().Lbound("").Rbound("").Filler("━").Tip("━").Padding("─"),
+			mpb.BarWidth(30),
+			mpb.PrependDecorators(decor.Name(shorten(name, 24), decor.WC{W: 25, C: decor.DindentRight}), decor.Percentage(decor.WC{W: 5})),
+			mpb.AppendDecorators(
+				decor.CountersKibiByte(" % .1f / % .1f"),
+				decor.AverageSpeed(decor.SizeB1024(0), "  % .1f"),
+				decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WC{W: 8}), "    done"),
+			))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.all = append(m.all, t)
+	return t
+}
+
+// set says that done of total bytes are behind us.
+func (t *meter) set(done, total int64) {
+	t.done = done
+	if t.bar != nil {
+		t.bar.SetTotal(max(total, 1), false)
+		t.bar.SetCurrent(done)
+		return
+	}
+	now := time.Now()
+	if now.Sub(t.said) < plainEvery || total <= 0 {
+		return
+	}
+	t.said = now
+	elapsed := now.Sub(t.started).Seconds()
+	rate := float64(done) / elapsed
+	left := "?"
+	if rate > 0 {
+		left = time.Duration(float64(total-done) / rate * float64(time.Second)).Round(time.Second).String()
+	}
+	fmt.Fprintf(t.m.out, "%s: %d%%, %s of %s, %s/s, %s left\n", t.name, done*100/total, size(done), size(total), size(int64(rate)), left)
+}
+
+// wait draws the last state and frees the terminal.
+func (m *meters) wait() {
+	if m.bars == nil {
+		return
+	}
+	for _, t := range m.all {
+		if !t.bar.Completed() {
+			t.bar.SetTotal(max(t.done, 1), true)
+			t.bar.SetCurrent(max(t.done, 1))
+		}
+	}
+	m.bars.Wait()
+}
+
+// abandon leaves the bars as they are, after a failure.
+func (m *meters) abandon() {
+	if m.bars == nil {
+		return
+	}
+	for _, t := range m.all {
+		t.bar.Abort(false)
+	}
+	m.bars.Wait()
+}
+
+func shorten(s string, n int) string {
+	r := []rune(s)
+	if len(r) <= n {
+		return s
+	}
+	return string(r[:n-1]) + "…"
+}

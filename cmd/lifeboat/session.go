@@ -1,0 +1,127 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"lifeboat/appliance"
+	"lifeboat/store"
+)
+
+func (p *program) sessionCommand() *cli.Command {
+	return &cli.Command{
+		Name: "session", Usage: "list, show, keep and discard sessions",
+		Subcommands: []*cli.Command{
+			{Name: "ls", Usage: "list sessions", ArgsUsage: " ", Action: p.sessionList},
+			{Name: "show", Usage: "show one session", ArgsUsage: "NAME", Action: p.sessionShow},
+			{
+				Name: "keep", Usage: "make new restore points of what was written in a stopped session", ArgsUsage: "NAME",
+				Description: "Costs what was written. The session stays; discard it when it is no longer needed.",
+				Action:      p.sessionKeep,
+			},
+			{Name: "discard", Usage: "drop a stopped session and everything written in it", ArgsUsage: "NAME", Action: p.sessionDiscard},
+		},
+	}
+}
+
+// sessionArgument is the frame of commands about one session.
+func (p *program) sessionArgument(c *cli.Context) (*appliance.State, string, error) {
+	if err := arguments(c, 1, 1); err != nil {
+		return nil, "", err
+	}
+	st, err := appliance.OpenState(p.config.State)
+	return st, c.Args().First(), err
+}
+
+func (p *program) sessionList(c *cli.Context) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
+	}
+	st, err := appliance.OpenState(p.config.State)
+	if err != nil {
+		return err
+	}
+	infos, err := appliance.Sessions(st)
+	if err != nil {
+		return err
+	}
+	if p.json {
+		return p.printJSON(infos)
+	}
+	return p.table("SESSION\tSTATE\tCREATED\tWRITTEN\tVMS", func(line func(string, ...any)) {
+		for _, s := range infos {
+			var vms []string
+			for _, f := range s.Folders {
+				vms = append(vms, f.VM)
+			}
+			line("%s\t%s\t%s\t%s\t%s", s.Name, s.State, localTime(s.Created), size(s.OverlayBytes), strings.Join(vms, ", "))
+		}
+	})
+}
+
+func (p *program) sessionShow(c *cli.Context) error {
+	st, name, err := p.sessionArgument(c)
+	if err != nil {
+		return err
+	}
+	info, err := appliance.ShowSession(st, name)
+	if err != nil {
+		return err
+	}
+	if p.json {
+		return p.printJSON(info)
+	}
+	fmt.Fprintf(p.stdout, "Session     %s (%s)\nCreated     %s\nRepository  %s\nOn disk     %s\n", info.Name, info.State, localTime(info.Created), info.RepoURL, size(info.OverlayBytes))
+	for _, f := range info.Folders {
+		fmt.Fprintf(p.stdout, "\n%s, restore point %s of %s\n  folder  %s/%s/%s\n", f.VM, f.Point, localTime(f.Time), appliance.ExportPath, info.Name, f.Name)
+		for _, d := range f.Disks {
+			fmt.Fprintf(p.stdout, "  disk    %s, %s (%s)\n", d.Flat, size(d.Size), d.Label)
+		}
+	}
+	if len(info.Kept) > 0 {
+		fmt.Fprintf(p.stdout, "\nKept as %s\n", strings.Join(info.Kept, ", "))
+	}
+	return nil
+}
+
+func (p *program) sessionKeep(c *cli.Context) error {
+	st, name, err := p.sessionArgument(c)
+	if err != nil {
+		return err
+	}
+	show := newMeters(p.stderr)
+	return p.withRepo(c.Context, func(repo *store.Repository) error {
+		kept, err := appliance.KeepSession(c.Context, st, repo, appliance.KeepRequest{
+			Session: name, Tool: "lifeboat " + version, Started: showStore(show), Logger: p.log,
+		})
+		if err != nil {
+			show.abandon()
+			return err
+		}
+		show.wait()
+		if p.json {
+			return p.printJSON(map[string]any{"session": name, "points": kept})
+		}
+		for _, pt := range kept {
+			fmt.Fprintf(p.stdout, "Restore point %s of %s: read %s, new %s, stored %s.\n", pt.ID, pt.VM, size(pt.ReadBytes), size(pt.NewBytes), size(pt.StoredBytes))
+		}
+		return nil
+	})
+}
+
+func (p *program) sessionDiscard(c *cli.Context) error {
+	st, name, err := p.sessionArgument(c)
+	if err != nil {
+		return err
+	}
+	if err := appliance.DiscardSession(st, name); err != nil {
+		return err
+	}
+	if p.json {
+		return p.printJSON(map[string]string{"discarded": name})
+	}
+	fmt.Fprintf(p.stdout, "Session %s and what was written in it are gone.\n", name)
+	return nil
+}
