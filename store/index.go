@@ -2,36 +2,67 @@ package store
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"iter"
 	"sync"
 
+	"lifeboat/store/internal/dedupe"
 	"lifeboat/store/internal/segment"
 )
+
+const indexPrefix = dedupe.Prefix
 
 // blobIndex is the dedupe index as an ingest uses it. It doubts: before the
 // first address in a segment is used, the segment is looked at, so that a block
 // is stored again rather than taken for present when its segment was lost.
 type blobIndex struct {
-	r *Repository
+	r     *Repository
+	index *dedupe.Index
 
 	mu    sync.Mutex
 	known map[uint64]bool // segment number: is there
 }
 
 func (r *Repository) openIndex(ctx context.Context) (*blobIndex, error) {
-	return &blobIndex{r: r, known: make(map[uint64]bool)}, nil
+	index, err := dedupe.Open(ctx, r.backend, r.keys, dedupe.Options{Logger: r.log, Now: r.clock})
+	if err != nil {
+		return nil, err
+	}
+	return &blobIndex{r: r, index: index, known: make(map[uint64]bool)}, nil
 }
 
-// lookup finds a blob that other backups stored.
+// lookup finds a blob that was stored before.
 func (x *blobIndex) lookup(ctx context.Context, id segment.Identity) (segment.Addr, bool) {
-	return 0, false
+	addr, ok := x.index.Lookup(id)
+	if !ok || !addr.Stored() || !x.trusted(ctx, addr, id) {
+		return 0, false
+	}
+	return addr, true
 }
 
-// publish adds blobs.
+// publish adds blobs, and merges runs when there are many.
 func (x *blobIndex) publish(ctx context.Context, pending map[segment.Identity]segment.Addr) error {
+	if len(pending) == 0 {
+		return nil
+	}
+	entries := make([]dedupe.Entry, 0, len(pending))
+	for id, addr := range pending {
+		entries = append(entries, dedupe.Entry{ID: id, Addr: addr})
+	}
+	if err := x.index.Publish(ctx, entries); err != nil {
+		return err
+	}
+	if !x.index.NeedsMerge() {
+		return nil
+	}
+	if err := x.index.Merge(ctx); err != nil {
+		x.r.log.Warn("could not merge runs of the dedupe index; a later backup tries again", "error", err)
+	}
 	return nil
 }
 
-func (x *blobIndex) close() error { return nil }
+func (x *blobIndex) close() error { return x.index.Close() }
 
 // trusted reports whether the segment of addr is there and has id at that
 // place. It is asked once per segment.
@@ -56,6 +87,80 @@ func (x *blobIndex) trusted(ctx context.Context, addr segment.Addr, id segment.I
 	return good
 }
 
-const indexPrefix = "index/"
+// RebuildIndex makes the dedupe index anew from the segments, for when it was
+// lost or damaged. No backup should be running: what one adds meanwhile may be
+// left out, and is then stored again some day.
+func (r *Repository) RebuildIndex(ctx context.Context) error {
+	index, err := dedupe.Open(ctx, r.backend, r.keys, dedupe.Options{Logger: r.log, Now: r.clock})
+	if err != nil {
+		return err
+	}
+	defer index.Close()
+	if err := index.Rebuild(ctx, r.allBlobs(ctx)); err != nil {
+		return fmt.Errorf("rebuild the dedupe index: %w", damaged(err))
+	}
+	return nil
+}
 
-func (v *verification) index(ctx context.Context) error { return nil }
+// allBlobs yields what is in the segments. Tables that are damaged are left out,
+// and so are the segments of writers that are not finished: they may be swept.
+func (r *Repository) allBlobs(ctx context.Context) iter.Seq2[dedupe.Entry, error] {
+	return func(yield func(dedupe.Entry, error) bool) {
+		unkept, err := r.unkept(ctx)
+		if err != nil {
+			yield(dedupe.Entry{}, err)
+			return
+		}
+		for info, err := range r.backend.List(ctx, "segments/") {
+			if err != nil {
+				yield(dedupe.Entry{}, err)
+				return
+			}
+			number, _, err := segment.ParseName(info.Name)
+			if err != nil || unkept(number) {
+				continue
+			}
+			for slot, err := range segment.Scan(ctx, r.backend, r.keys, info.Name) {
+				if errors.Is(err, segment.ErrDamaged) {
+					r.log.Error("left damaged blocks out of the dedupe index", "error", err)
+					continue
+				}
+				if !yield(dedupe.Entry{ID: slot.Identity, Addr: slot.Addr}, err) || err != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+// unkept tells the segments that a sweep may remove.
+func (r *Repository) unkept(ctx context.Context) (func(number uint64) bool, error) {
+	claims, err := r.listClaims(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var open []claimRecord
+	for _, l := range claims {
+		rec, err := r.getClaim(ctx, l.number)
+		if err == nil && !rec.Closed {
+			open = append(open, rec)
+		}
+	}
+	return func(number uint64) bool {
+		for _, c := range open {
+			if number >= c.first() && number <= c.last() && number > c.Kept {
+				return true
+			}
+		}
+		return false
+	}, nil
+}
+
+// index checks the dedupe index. Damage there hurts no point.
+func (v *verification) index(ctx context.Context) error {
+	return dedupe.Verify(ctx, v.r.backend, v.r.keys, func(d *dedupe.DamageError) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.report.Damages = append(v.report.Damages, Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: -1})
+	})
+}

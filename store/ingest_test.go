@@ -382,7 +382,7 @@ func TestNoSpace(t *testing.T) {
 	before := objects(t, r.backend, "")
 	used := fs.Used()
 	src := disktest.Random(7, 8<<20, 1)
-	for room := int64(0); room <= 4<<20; room += 1 << 20 {
+	for room := int64(0); room <= 3<<20; room += 1 << 20 {
 		fs.SetCapacity(used + room)
 		if _, err := tryBackup(t.Context(), r, "vm", kept, src, nil); !errors.Is(err, syscall.ENOSPC) {
 			t.Fatalf("%d bytes of room: %v", room, err)

@@ -18,8 +18,9 @@ import (
 type PointSpec struct {
 	VM   string // required
 	VMID string
-	// Time is when the state was captured; zero means now. It is kept in whole
-	// seconds.
+	// Time is when the state was captured; zero means now, or right after the
+	// parent where the clock says that it was made later. It is kept in whole
+	// microseconds.
 	Time time.Time
 	// Consistency defaults to CrashConsistent.
 	Consistency Consistency
@@ -55,10 +56,6 @@ func (in *Ingest) Begin(spec PointSpec) (*PointWriter, error) {
 	w.rec = pointRecord{
 		VM: spec.VM, VMID: spec.VMID, Time: spec.Time, Consistency: spec.Consistency, Tool: in.opts.Tool, Labels: spec.Labels,
 	}
-	if w.rec.Time.IsZero() {
-		w.rec.Time = in.r.clock()
-	}
-	w.rec.Time = w.rec.Time.UTC().Truncate(time.Microsecond)
 	if w.rec.Consistency == "" {
 		w.rec.Consistency = CrashConsistent
 	}
@@ -70,6 +67,7 @@ func (in *Ingest) Begin(spec PointSpec) (*PointWriter, error) {
 		}
 		w.parent, w.rec.Parent = parent, parent.ID
 	}
+	w.stamp()
 	in.mu.Lock()
 	if in.closed {
 		in.mu.Unlock()
@@ -82,6 +80,19 @@ func (in *Ingest) Begin(spec PointSpec) (*PointWriter, error) {
 		return nil, fmt.Errorf("begin a point: %w", err)
 	}
 	return w, nil
+}
+
+// stamp gives the point its time. The newest point of a VM is what its next
+// list of changes is against, so the order of points must survive a clock that
+// is set back.
+func (w *PointWriter) stamp() {
+	if w.rec.Time.IsZero() {
+		w.rec.Time = w.in.r.clock()
+		if w.parent != nil && !w.rec.Time.After(w.parent.Time) {
+			w.rec.Time = w.parent.Time.Add(time.Microsecond)
+		}
+	}
+	w.rec.Time = w.rec.Time.UTC().Truncate(time.Microsecond)
 }
 
 func (s PointSpec) check() error {
