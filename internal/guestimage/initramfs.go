@@ -14,6 +14,7 @@ type initramfs struct {
 	modules []string          // to be there, with what they need
 	init    string            // a shell script; see header
 	files   map[string]string // further programs: name → host file
+	plain   bool              // not compressed
 }
 
 // initHeader begins every init: devices, and a function that loads modules in
@@ -24,22 +25,35 @@ $b mount -t devtmpfs dev /dev
 load() { for m in $($b cat /lib/modules/$1.order); do [ -e /run/$m ] || { $b insmod /lib/modules/$m && : > /run/$m; }; done; }
 `
 
-// build returns the archive, compressed lightly: unpacking is done by an
-// emulated processor.
+// build returns the archive, compressed lightly if at all: unpacking is done by
+// an emulated processor.
 func (i initramfs) build(k kernel) ([]byte, error) {
 	var out bytes.Buffer
+	if i.plain {
+		err := i.write(newCPIO(&out), k)
+		return out.Bytes(), err
+	}
 	z, err := gzip.NewWriterLevel(&out, gzip.BestSpeed)
 	if err != nil {
 		return nil, err
 	}
-	c := newCPIO(z)
+	if err := i.write(newCPIO(z), k); err != nil {
+		return nil, err
+	}
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+func (i initramfs) write(c *cpioWriter, k kernel) error {
 	for _, d := range []string{"dev", "proc", "sys", "run", "tmp", "newroot"} {
 		if err := c.dir(d); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := i.addModules(c, k); err != nil {
-		return nil, err
+		return err
 	}
 	files := map[string]string{"bin/busybox": k.busybox()}
 	for name, host := range i.files {
@@ -48,22 +62,16 @@ func (i initramfs) build(k kernel) ([]byte, error) {
 	for name, host := range files {
 		content, err := os.ReadFile(host)
 		if err != nil {
-			return nil, fmt.Errorf("initial RAM file system: %w", err)
+			return fmt.Errorf("initial RAM file system: %w", err)
 		}
 		if err := c.file(name, 0o755, content); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := c.file("init", 0o755, []byte(initHeader+i.init)); err != nil {
-		return nil, err
+		return err
 	}
-	if err := c.close(); err != nil {
-		return nil, err
-	}
-	if err := z.Close(); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), nil
+	return c.close()
 }
 
 // addModules adds each module once, and for each wanted one the order in which
