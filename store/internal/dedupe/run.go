@@ -1,0 +1,301 @@
+package dedupe
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"lifeboat/store/backend"
+	"lifeboat/store/internal/segment"
+)
+
+// DamageError says which part of a run is not what was written.
+type DamageError struct {
+	Object string
+	Offset int64 // bytes from the start of the object
+	Length int64
+	Reason string
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("dedupe index: object %s is damaged at offset %d (%d bytes): %s", e.Object, e.Offset, e.Length, e.Reason)
+}
+
+// run is an open run. It is immutable and safe for concurrent use.
+type run struct {
+	id       runID
+	obj      backend.Object
+	seal     seal
+	stamp    int64
+	entries  int
+	parts    []*partition // ascending; nil where the summary is damaged
+	firsts   []int64      // offset of each partition
+	replaces []runID
+}
+
+func (r *run) damage(offset, length int64, reason string) *DamageError {
+	return &DamageError{r.id.object(), offset, length, reason}
+}
+
+// openRun reads trailer and directory of a run, and its summaries too. What is
+// wrong with a summary goes to damaged, and the run is of use without it.
+func openRun(ctx context.Context, b backend.Backend, keys Keys, id runID, damaged func(*DamageError)) (*run, error) {
+	obj, err := b.Open(ctx, id.object())
+	if err != nil {
+		return nil, err
+	}
+	r := &run{id: id, obj: obj}
+	dir, err := r.readDirectory(keys)
+	if err == nil {
+		err = r.readSummaries(dir, damaged)
+	}
+	if err != nil {
+		return nil, errors.Join(err, obj.Close())
+	}
+	return r, nil
+}
+
+// place is a partition as the directory has it.
+type place struct {
+	pages, entries, summary int
+}
+
+func (r *run) readDirectory(keys Keys) ([]place, error) {
+	size := r.obj.Size()
+	if size < trailerSize {
+		return nil, r.damage(0, size, "it is too short for a run")
+	}
+	trailer := make([]byte, trailerSize)
+	if err := readFull(r.obj, trailer, size-trailerSize); err != nil {
+		return nil, fmt.Errorf("read %s: %w", r.id.object(), err)
+	}
+	bad := func(reason string) error { return r.damage(size-trailerSize, trailerSize, reason) }
+	if string(trailer[56:]) != magic || binary.LittleEndian.Uint32(trailer[44:]) != version {
+		return nil, bad("it does not end like a run of version 1")
+	}
+	offset, length := int64(binary.LittleEndian.Uint64(trailer[32:])), int64(binary.LittleEndian.Uint32(trailer[40:]))
+	if length > maxDirectory || length < directoryHead+tagSize || offset != size-trailerSize-length {
+		return nil, bad("its directory cannot be where it says")
+	}
+	sealed := make([]byte, length)
+	if err := readFull(r.obj, sealed, offset); err != nil {
+		return nil, fmt.Errorf("read %s: %w", r.id.object(), err)
+	}
+	var err error
+	if r.seal, err = newSeal(keys, trailer[:saltSize]); err != nil {
+		return nil, err
+	}
+	plain, err := r.seal.open(directoryKind, 0, sealed, append(trailer, r.id.object()...))
+	var places []place
+	if err == nil {
+		places, err = r.parseDirectory(plain, offset)
+	}
+	if err != nil {
+		return nil, r.damage(offset, size-offset, "directory: "+err.Error())
+	}
+	return places, nil
+}
+
+// parseDirectory checks that what the directory describes fills the object up
+// to the directory's offset, so that nothing that it says makes us read or
+// allocate more than is there.
+func (r *run) parseDirectory(b []byte, end int64) ([]place, error) {
+	r.stamp = int64(binary.LittleEndian.Uint64(b))
+	total := binary.LittleEndian.Uint64(b[8:])
+	n, replaced := int64(binary.LittleEndian.Uint32(b[16:])), int64(binary.LittleEndian.Uint32(b[20:]))
+	if n < 1 || n > maxPartitions || replaced > maxReplaced || int64(len(b)) != directoryHead+n*directoryPart+replaced*8 {
+		return nil, fmt.Errorf("%d partitions and %d replaced runs do not fit %d bytes", n, replaced, len(b))
+	}
+	places := make([]place, n)
+	var offset int64
+	for i := range places {
+		e := b[directoryHead+i*directoryPart:]
+		p := place{int(binary.LittleEndian.Uint32(e)), int(binary.LittleEndian.Uint32(e[4:])), int(binary.LittleEndian.Uint32(e[8:]))}
+		last := i == len(places)-1
+		if err := p.check(last); err != nil {
+			return nil, fmt.Errorf("partition %d: %w", i, err)
+		}
+		places[i] = p
+		r.firsts = append(r.firsts, offset)
+		r.entries += p.entries
+		offset += int64(p.pages)*pageSize + int64(p.summary)
+	}
+	if offset != end || uint64(r.entries) != total {
+		return nil, fmt.Errorf("its partitions end at %d and have %d entries", offset, r.entries)
+	}
+	for e := b[directoryHead+n*directoryPart:]; len(e) > 0; e = e[8:] {
+		r.replaces = append(r.replaces, runID(binary.LittleEndian.Uint64(e)))
+	}
+	return places, nil
+}
+
+func (p place) check(last bool) error {
+	if p.pages < 1 || p.pages > partitionPages || !last && p.pages != partitionPages {
+		return fmt.Errorf("%d pages are impossible", p.pages)
+	}
+	if p.entries > p.pages*pageEntries || p.entries <= (p.pages-1)*pageEntries || !last && p.entries != p.pages*pageEntries {
+		return fmt.Errorf("%d entries in %d pages are impossible", p.entries, p.pages)
+	}
+	if p.summary < pageSize || p.summary%pageSize != 0 || p.summary > maxSummary(p.entries) {
+		return fmt.Errorf("a summary of %d bytes is impossible", p.summary)
+	}
+	return nil
+}
+
+func (r *run) readSummaries(places []place, damaged func(*DamageError)) error {
+	var buf []byte
+	for i, pl := range places {
+		buf = slices.Grow(buf[:0], pl.summary)[:pl.summary]
+		at := r.firsts[i] + int64(pl.pages)*pageSize
+		if err := readFull(r.obj, buf, at); err != nil {
+			return fmt.Errorf("read %s: %w", r.id.object(), err)
+		}
+		plain, err := r.seal.open(summaryKind, i, buf, nil)
+		var p *partition
+		if err == nil {
+			p, err = decodePartition(plain, pl.pages, pl.entries)
+		}
+		if err == nil && i > 0 && r.parts[i-1] != nil && bytesCompare(r.parts[i-1].first, p.first) >= 0 {
+			p, err = nil, errors.New("it is out of order")
+		}
+		if err != nil {
+			damaged(r.damage(at, int64(pl.summary), fmt.Sprintf("summary of partition %d: %v", i, err)))
+		} else {
+			p.offset, p.page = r.firsts[i], i*partitionPages
+		}
+		r.parts = append(r.parts, p)
+	}
+	return nil
+}
+
+func bytesCompare(a, b segment.Identity) int {
+	x, y := binary.BigEndian.Uint64(a[:]), binary.BigEndian.Uint64(b[:])
+	if x == y {
+		x, y = binary.BigEndian.Uint64(a[8:]), binary.BigEndian.Uint64(b[8:])
+	}
+	return cmp.Compare(x, y)
+}
+
+// find is the partition that id can be in, or nil.
+func (r *run) find(id segment.Identity) *partition {
+	lo, hi := 0, len(r.parts) // the last partition that begins at or before id
+	for lo < hi {
+		mid := (lo + hi) / 2
+		if p := r.parts[mid]; p == nil {
+			return r.findSlowly(id)
+		} else if bytesCompare(p.first, id) <= 0 {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo == 0 {
+		return nil
+	}
+	return r.parts[lo-1]
+}
+
+// findSlowly is find in a run with damaged summaries.
+func (r *run) findSlowly(id segment.Identity) (found *partition) {
+	for _, p := range r.parts {
+		if p != nil && bytesCompare(p.first, id) <= 0 {
+			found = p
+		}
+	}
+	return found
+}
+
+// lookup finds the address of id. An error is a damaged page or one that could
+// not be read; id may be in it.
+func (r *run) lookup(id segment.Identity, key uint64) (segment.Addr, bool, error) {
+	p := r.find(id)
+	if p == nil || !p.filter.Contains(key) {
+		return 0, false, nil
+	}
+	s := r.seal.pool.Get().(*scratch)
+	defer r.seal.pool.Put(s)
+	// More than one candidate is an identity whose page, or the one before,
+	// begins with the same four bytes: the later page is the likely one.
+	var failed error
+	for from, to := p.candidates(fence(id)); from <= to; {
+		page := (from + to + 1) / 2
+		entries, err := r.readPage(p, page, s)
+		if err != nil {
+			failed, to = err, page-1
+			continue
+		}
+		last := entries[len(entries)-entrySize:]
+		switch {
+		case bytesCompare(id, segment.Identity(entries[:16])) < 0:
+			to = page - 1
+		case bytesCompare(id, segment.Identity(last[:16])) > 0:
+			from = page + 1
+		default:
+			addr, ok := searchPage(entries, id)
+			return addr, ok, nil
+		}
+	}
+	return 0, false, failed
+}
+
+func searchPage(entries []byte, id segment.Identity) (segment.Addr, bool) {
+	lo, hi := 0, len(entries)/entrySize
+	for lo < hi {
+		mid := (lo + hi) / 2
+		if bytesCompare(segment.Identity(entries[mid*entrySize:][:16]), id) < 0 {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo*entrySize == len(entries) {
+		return 0, false
+	}
+	e := getEntry(entries[lo*entrySize:])
+	return e.Addr, e.ID == id
+}
+
+// readPage reads the i-th page of a partition into s and returns its entries,
+// at least one.
+func (r *run) readPage(p *partition, i int, s *scratch) ([]byte, error) {
+	at := p.offset + int64(i)*pageSize
+	if n, ok := r.obj.(backend.NoWaitReader); !ok || !n.ReadAtNoWait(s.page[:], at) {
+		if err := readFull(r.obj, s.page[:], at); err != nil {
+			return nil, fmt.Errorf("read %s: %w", r.id.object(), err)
+		}
+	}
+	return r.openPage(p, i, s.page[:], &s.nonce)
+}
+
+// openPage opens a page in place.
+func (r *run) openPage(p *partition, i int, sealed []byte, nonce *[12]byte) ([]byte, error) {
+	binary.LittleEndian.PutUint32(nonce[:], uint32(pageKind))
+	binary.LittleEndian.PutUint64(nonce[4:], uint64(p.page+i))
+	plain, err := r.seal.aead.Open(sealed[:0], nonce[:], sealed, nil)
+	if err != nil {
+		return nil, r.damage(p.offset+int64(i)*pageSize, pageSize, fmt.Sprintf("page %d: %v", p.page+i, errAuth))
+	}
+	return plain[:p.inPage(i)*entrySize], nil
+}
+
+func (r *run) memory() int {
+	n := 0
+	for _, p := range r.parts {
+		if p != nil {
+			n += p.memory()
+		}
+	}
+	return n
+}
+
+func readFull(o backend.Object, p []byte, off int64) error {
+	n, err := o.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	return cmp.Or(err, io.ErrUnexpectedEOF)
+}

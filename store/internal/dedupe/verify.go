@@ -1,0 +1,151 @@
+package dedupe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"slices"
+
+	"lifeboat/store/backend"
+	"lifeboat/store/internal/segment"
+)
+
+// Verify reads every byte of every run and calls report with each place that
+// is not what was written. It goes on with a shared index in use. Its own
+// error means that it could not look everywhere.
+func Verify(ctx context.Context, b backend.Backend, keys Keys, report func(*DamageError)) error {
+	for info, err := range b.List(ctx, Prefix) {
+		if err != nil {
+			return fmt.Errorf("verify dedupe index: %w", err)
+		}
+		if err := verifyObject(ctx, b, keys, info, report); err != nil {
+			return fmt.Errorf("verify dedupe index: %w", err)
+		}
+	}
+	return nil
+}
+
+func verifyObject(ctx context.Context, b backend.Backend, keys Keys, info backend.Info, report func(*DamageError)) error {
+	id, ok := parseName(info.Name)
+	if !ok {
+		report(&DamageError{info.Name, 0, info.Size, "no run has such a name: nothing uses it"})
+		return nil
+	}
+	r, err := openRun(ctx, b, keys, id, report)
+	var damage *DamageError
+	switch {
+	case errors.As(err, &damage):
+		report(damage)
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return nil // merged meanwhile
+	case err != nil:
+		return err
+	}
+	defer r.obj.Close()
+	for _, p := range r.parts {
+		if p == nil {
+			continue // reported by openRun; its pages are of no use without it
+		}
+		if err := r.verifyPartition(ctx, p, report); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verifyPartition checks seals, order, fences and filter. For pages that are
+// out of order it suffices to name the first.
+func (r *run) verifyPartition(ctx context.Context, p *partition, report func(*DamageError)) error {
+	var s scratch
+	var last segment.Identity
+	for i := range p.fences {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		entries, err := r.readPage(p, i, &s)
+		var damage *DamageError
+		if errors.As(err, &damage) {
+			report(damage)
+			continue
+		} else if err != nil {
+			return err
+		}
+		if reason := p.inconsistent(i, entries, &last); reason != "" {
+			report(r.damage(p.offset+int64(i)*pageSize, pageSize, fmt.Sprintf("page %d: %s", p.page+i, reason)))
+			return nil
+		}
+	}
+	return nil
+}
+
+func (p *partition) inconsistent(page int, entries []byte, last *segment.Identity) string {
+	first := segment.Identity(entries[:16])
+	if fence(first) != p.fences[page] || page == 0 && first != p.first {
+		return "it does not begin as the summary says"
+	}
+	for begin := page == 0; len(entries) > 0; entries = entries[entrySize:] {
+		e := getEntry(entries)
+		if !begin && bytesCompare(*last, e.ID) >= 0 {
+			return "its entries are out of order"
+		}
+		if !p.filter.Contains(filterKey(e.ID)) {
+			return "the filter denies one of its entries"
+		}
+		*last, begin = e.ID, false
+	}
+	return ""
+}
+
+// rebuildRun is how many entries Rebuild sorts in memory at a time: 24 MB.
+const rebuildRun = 1 << 20
+
+// Rebuild makes the index anew from entries, in any order: what a scan of all
+// segments yields. The runs that were there before are removed at the end,
+// damaged or not; those that others publish meanwhile stay. It may be
+// interrupted at any moment.
+func (x *Index) Rebuild(ctx context.Context, entries iter.Seq2[Entry, error]) error {
+	var before []string
+	for info, err := range x.b.List(ctx, Prefix) {
+		if err != nil {
+			return fmt.Errorf("rebuild dedupe index: %w", err)
+		}
+		before = append(before, info.Name)
+	}
+	batch := make([]Entry, 0, rebuildRun)
+	for e, err := range entries {
+		if err != nil {
+			return fmt.Errorf("rebuild dedupe index: %w", err)
+		}
+		if batch = append(batch, e); len(batch) == rebuildRun {
+			if err := x.Publish(ctx, batch); err != nil {
+				return err
+			}
+			batch = batch[:0]
+		}
+	}
+	if err := x.Publish(ctx, batch); err != nil {
+		return err
+	}
+	if err := x.drop(ctx, before); err != nil {
+		return fmt.Errorf("rebuild dedupe index: %w", err)
+	}
+	return x.Merge(ctx)
+}
+
+// drop removes objects and the runs in them.
+func (x *Index) drop(ctx context.Context, objects []string) error {
+	x.publish.Lock()
+	defer x.publish.Unlock()
+	x.replaceRuns(slices.DeleteFunc(slices.Clone(*x.runs.Load()), func(r *run) bool {
+		return slices.Contains(objects, r.id.object())
+	}))
+	for _, name := range objects {
+		if err := x.b.Remove(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
