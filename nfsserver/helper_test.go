@@ -61,3 +61,21 @@ func (d *syncDisk) finish(err error) int {
 }
 
 const errNoSpace = syscall.ENOSPC
+
+// fault is an error that a test switches on and off.
+type fault struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (f *fault) set(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *fault) get() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}

@@ -338,23 +338,24 @@ func TestFileSystem(t *testing.T) {
 // A disk's errors reach the client as what they are, and the log.
 func TestDeviceErrors(t *testing.T) {
 	f := &disktest.Faulty{Device: disktest.NewMemory(1 << 20)}
-	var readErr, writeErr, syncErr error
-	f.OnRead = func(int64, int) error { return readErr }
-	f.OnWrite = func(int64, int) error { return writeErr }
-	f.OnSync = func() error { return syncErr }
+	var readErr, writeErr, syncErr fault
+	f.OnRead = func(int64, int) error { return readErr.get() }
+	f.OnWrite = func(int64, int) error { return writeErr.get() }
+	f.OnSync = syncErr.get
 	w := newWorld(t, f)
 	c, _, flat := w.mount()
-	readErr = errors.New("segment 12 is damaged")
+	readErr.set(errors.New("segment 12 is damaged"))
 	_, err := c.Read(flat, 0, 512)
 	wantStatus(t, "READ", err, nfstest.IO)
 	if !strings.Contains(w.log.String(), "segment 12 is damaged") {
 		t.Error("the log does not say why")
 	}
-	writeErr = fmt.Errorf("overlay log: %w", os.NewSyscallError("write", errNoSpace))
+	writeErr.set(fmt.Errorf("overlay log: %w", os.NewSyscallError("write", errNoSpace)))
 	wr, err := c.Write(flat, 0, make([]byte, 512), nfstest.FileSync)
 	wantStatus(t, "WRITE on a full disk", err, nfstest.NoSpc)
 	want(t, "attributes", wr.WCC.Post.Size, 1<<20)
-	writeErr, syncErr = nil, errNoSpace
+	writeErr.set(nil)
+	syncErr.set(errNoSpace)
 	_, err = c.Write(flat, 0, make([]byte, 512), nfstest.FileSync)
 	wantStatus(t, "WRITE whose sync fails", err, nfstest.NoSpc)
 	_, err = c.Write(flat, 0, make([]byte, 512), nfstest.Unstable)

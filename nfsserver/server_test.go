@@ -123,14 +123,21 @@ func (w *world) mount() (c *nfstest.Client, dir, flat nfstest.Handle) {
 	return c, dir, flat
 }
 
-func must(t testing.TB, err error) {
+// failer is what testing.TB and rapid.T have in common.
+type failer interface {
+	Helper()
+	Fatal(...any)
+	Fatalf(string, ...any)
+}
+
+func must(t failer, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func want[T comparable](t testing.TB, what string, got, want T) {
+func want[T comparable](t failer, what string, got, want T) {
 	t.Helper()
 	if got != want {
 		t.Fatalf("%s: got %v, want %v", what, got, want)
@@ -138,7 +145,7 @@ func want[T comparable](t testing.TB, what string, got, want T) {
 }
 
 // within runs f and fails the test if it takes longer than a test may hang.
-func within(t testing.TB, what string, f func()) {
+func within(t failer, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() { defer close(done); f() }()
