@@ -27,7 +27,7 @@ type codecs struct {
 }
 
 // maxCluster is the largest compressed unit that any format may have, bytes.
-const maxCluster = 16 << 20
+const maxCluster = 2 << 20
 
 // buffer returns n bytes of scratch space; give it back with release.
 func (c *codecs) buffer(n int64) *[]byte {

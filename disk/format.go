@@ -16,6 +16,13 @@ const (
 	FormatVMDK  Format = "vmdk"
 )
 
+// Described is implemented by images that come from a file of some format, as
+// all that [Open] returns do.
+type Described interface {
+	// Format is the format of the file that was opened, not of those under it.
+	Format() Format
+}
+
 // FormatError says what is wrong with an image file, or what in it we refuse.
 // It matches ErrFormat or ErrUnsupported.
 type FormatError struct {

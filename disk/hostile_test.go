@@ -1,6 +1,7 @@
 package disk_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -243,7 +244,7 @@ func TestCutFiles(t *testing.T) {
 		for cut := 0; cut < len(whole)-1<<17; cut += len(whole)/23 + 1 {
 			writeFile(t, name, whole[:cut])
 			img, err := disk.Open(context.Background(), name, disk.OpenOptions{})
-			if err != nil || img.(interface{ Format() disk.Format }).Format() == disk.FormatRaw {
+			if err != nil || img.(disk.Described).Format() == disk.FormatRaw {
 				continue
 			}
 			if _, err := img.ReadAt(make([]byte, img.Size()), 0); !errors.Is(err, disk.ErrFormat) {
@@ -251,6 +252,40 @@ func TestCutFiles(t *testing.T) {
 			}
 			img.Close()
 		}
+	}
+}
+
+// TestDamagedStream: a flipped bit in a grain of a streamOptimized disk, its
+// marker or its tables is found, or hits padding and changes nothing.
+func TestDamagedStream(t *testing.T) {
+	name := writeWith(t, t.TempDir(), "vmdkstream", disktest.Random(12, 1<<20, 1))
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 1<<20)
+	open(t, name).ReadAt(want, 0)
+	found := 0
+	const grains = 128 * disk.SectorSize
+	for at := grains; at < len(whole); at += 4001 {
+		damaged := append([]byte(nil), whole...)
+		damaged[at] ^= 1 << (at % 8)
+		writeFile(t, name, damaged)
+		img, err := disk.Open(context.Background(), name, disk.OpenOptions{})
+		if err != nil {
+			found++
+			continue
+		}
+		got := make([]byte, 1<<20)
+		if _, err := img.ReadAt(got, 0); errors.Is(err, disk.ErrFormat) {
+			found++
+		} else if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("bit flipped at %d: %v, and other content", at, err)
+		}
+		img.Close()
+	}
+	if found < 50 {
+		t.Errorf("only %d flips were found", found)
 	}
 }
 

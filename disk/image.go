@@ -31,7 +31,7 @@ type image struct {
 // Size implements Image.
 func (m *image) Size() int64 { return m.size() }
 
-// Format is the format of the file that was opened.
+// Format implements Described.
 func (m *image) Format() Format { return m.format }
 
 // Close implements Image. Reads in flight fail with os.ErrClosed or finish.

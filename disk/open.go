@@ -39,8 +39,8 @@ type OpenOptions struct {
 // Open opens the disk image in the file, or on the block device, called name,
 // and recognises by content what it is: qcow2 (versions 2 and 3), vmdk
 // (descriptor with flat, vmfs, zero or sparse extents; monolithicSparse;
-// streamOptimized) or else raw. What the image returns beyond [Image] is
-// [Mapper] and [Usage].
+// streamOptimized) or else raw. Beyond [Image], what it
+// returns implements [Mapper], [Usage] and [Described].
 //
 // Backing files, parents and extents are followed only inside the folder of
 // name: no absolute names, no "..", no symbolic link that leads out, no

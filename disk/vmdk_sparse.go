@@ -18,7 +18,7 @@ const (
 	vmdkMarkerEOS    = 0
 	vmdkMarkerFooter = 3
 
-	vmdkMaxGrain  = maxCluster / SectorSize // sectors
+	vmdkMaxGrain  = 32768 // sectors
 	vmdkMaxGTEs   = 512
 	vmdkMaxGD     = 512 << 20 // bytes; 62 TB with grains of 64 KiB need 8 MB
 	vmdkZeroGrain = 1         // a grain table entry, with vmdkFlagZeroGrain
@@ -123,6 +123,9 @@ func (s *sparse) parse(h []byte) error {
 		}
 		if s.flags&vmdkFlagMarkers == 0 {
 			return s.unsupported("compressed grains without markers")
+		}
+		if s.grain > maxCluster {
+			return s.bad("header", "a compressed grain of %d bytes (up to %d are possible)", s.grain, maxCluster)
 		}
 	}
 	span := s.grain * s.perTable

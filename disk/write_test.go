@@ -93,7 +93,7 @@ func TestWriters(t *testing.T) {
 
 func formatOf(t testing.TB, name string) disk.Format {
 	t.Helper()
-	return open(t, name).(interface{ Format() disk.Format }).Format()
+	return open(t, name).(disk.Described).Format()
 }
 
 // TestWriteAndRead writes random disks in every format and reads them back.
