@@ -175,6 +175,19 @@ func TestHostileQCOW2(t *testing.T) {
 	}
 }
 
+// TestAbsurdSizes: sizes that are possible in the format and nowhere else.
+func TestAbsurdSizes(t *testing.T) {
+	dir := t.TempDir()
+	l1 := make([]byte, 1<<22)
+	copy(l1, smallImage(t, "qcow2", "cluster_size=2M"))
+	qcow := patched(binary.BigEndian, l1, patch{24, uint64(1 << 58)}, patch{36, uint32(1 << 19)}, patch{40, uint64(0)})
+	vmdk := fmt.Sprintf("%sRW %d ZERO\n", title, int64(1)<<52)
+	for name, content := range map[string][]byte{"qcow2": qcow, "vmdk": []byte(vmdk)} {
+		writeFile(t, filepath.Join(dir, name), content)
+		refused(t, filepath.Join(dir, name), disk.ErrUnsupported, "size", "1125899906842624")
+	}
+}
+
 // TestDirtyAndCorrupt are read as they are, as QEMU does.
 func TestDirtyAndCorrupt(t *testing.T) {
 	good := smallImage(t, "qcow2", "")

@@ -85,11 +85,18 @@ func (m *image) Extents(ctx context.Context, within Extent) iter.Seq2[Extent, er
 	}
 }
 
-// merged is the longest run from at that is all of one kind, up to end. The
-// run after it is asked for twice, which its cached table makes cheap.
+// maxMerged bounds how many runs are put together, so that the first extents of
+// a large disk come soon.
+const maxMerged = 4096
+
+// merged is the run from at that is all of one kind, up to end. The run after
+// it is asked for twice, which its cached table makes cheap.
 func (m *image) merged(ctx context.Context, at, end int64) (Extent, error) {
 	sum := Extent{Offset: at}
-	for at < end {
+	for range maxMerged {
+		if at >= end {
+			break
+		}
 		if err := ctx.Err(); err != nil {
 			return Extent{}, err
 		}

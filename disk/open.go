@@ -18,6 +18,9 @@ const (
 	defaultMaxDepth   = 64
 	defaultCacheBytes = 32 << 20 // half for tables, half for clusters
 	maxOpenFiles      = 4096
+	// maxDiskSize is far beyond what any hypervisor makes (vSphere: 62 TB) and
+	// keeps a few forged bytes from costing years of reading.
+	maxDiskSize = 1 << 50
 )
 
 // OpenOptions are the choices of [Open]. The zero value is good.
@@ -104,6 +107,10 @@ func (o *opener) open() (Image, error) {
 	top, format, err := o.layer(host, node{name: filepath.Base(o.name), format: o.opts.Format})
 	if err != nil {
 		return nil, err
+	}
+	if top.size() > maxDiskSize {
+		return nil, &FormatError{Path: o.name, Format: format, Where: "size", Err: ErrUnsupported,
+			What: fmt.Sprintf("a disk of %d bytes (at most %d are read)", top.size(), int64(maxDiskSize))}
 	}
 	return &image{layer: top, format: format, opener: o}, nil
 }
