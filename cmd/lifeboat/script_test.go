@@ -14,10 +14,6 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"lifeboat": main})
-}
-
 // TestScript runs testdata/script: what a person or a script types, and what
 // comes back.
 func TestScript(t *testing.T) {
