@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,14 @@ type hostFile struct {
 	blocks int64 // bytes allocated on the host when it was opened
 	linked bool  // had a name when it was opened
 	device bool
+	probes sync.Pool // of *probe
+}
+
+// probe asks for a file's state without allocating: reads do it each time.
+type probe struct {
+	st  unix.Stat_t
+	err error
+	run func(fd uintptr)
 }
 
 func newHostFile(ctx context.Context, file *os.File, name string, deviceAllowed bool) (*hostFile, error) {
@@ -61,15 +70,19 @@ func newHostFile(ctx context.Context, file *os.File, name string, deviceAllowed 
 }
 
 func (h *hostFile) stat() (unix.Stat_t, error) {
-	var st unix.Stat_t
-	var err error
-	if e := h.conn.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) }); e != nil {
-		err = e
+	p, ok := h.probes.Get().(*probe)
+	if !ok {
+		p = &probe{}
+		p.run = func(fd uintptr) { p.err = unix.Fstat(int(fd), &p.st) }
 	}
-	if err != nil {
-		return st, h.explain(err)
+	defer h.probes.Put(p)
+	if err := h.conn.Control(p.run); err != nil {
+		return unix.Stat_t{}, h.explain(err)
 	}
-	return st, nil
+	if p.err != nil {
+		return unix.Stat_t{}, h.explain(p.err)
+	}
+	return p.st, nil
 }
 
 // readFull fills p from off; the range has to lie inside the file as it was

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -194,6 +195,26 @@ func BenchmarkRead(b *testing.B) {
 				wg.Wait()
 			})
 		}
+	}
+}
+
+// BenchmarkSmallReads reads 4 KiB at random places, as a guest does.
+func BenchmarkSmallReads(b *testing.B) {
+	const size, block = 64 << 20, 4 << 10
+	source := disktest.Random(11, size, 1)
+	for _, writer := range []string{"raw", "qcow2", "qcow2zstd", "vmdkstream"} {
+		name := writeWith(b, b.TempDir(), writer, source)
+		b.Run(writer, func(b *testing.B) {
+			img := open(b, name)
+			rng := rand.New(rand.NewPCG(1, 1))
+			buf := make([]byte, block)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := img.ReadAt(buf, rng.Int64N(size/block)*block); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
