@@ -46,8 +46,7 @@
 //	            Tree.mu      the maps, and the links of all nodes
 //	            fdCache.mu   the open descriptors
 //
-//	groupSync.turn is held during an fsync, by goroutines that hold none of the
-//	above.
+//	Who waits in a groupSync, for an fsync, holds none of these.
 //
 // Nothing waits for a disk while it holds Tree.mu or fdCache.mu, so Resolve and
 // Attr of a known file never do; nothing waits for an fsync while it holds

@@ -10,10 +10,9 @@ import "sync"
 // caller's change precedes the start of the sync whose outcome he gets, and with
 // any number of callers each waits for two syncs at most.
 type groupSync struct {
-	turn sync.Mutex // held while a sync runs; taken before mu
-
 	mu      sync.Mutex
 	waiting *syncBatch // joinable; nil when there is none
+	latest  *syncBatch // the one started last; nil when there was none
 }
 
 type syncBatch struct {
@@ -28,16 +27,17 @@ func (g *groupSync) do(run func() error) error {
 		<-b.done
 		return b.err
 	}
-	b := &syncBatch{done: make(chan struct{})}
+	b, before := &syncBatch{done: make(chan struct{})}, g.latest
 	g.waiting = b
 	g.mu.Unlock()
 
-	g.turn.Lock()
+	if before != nil {
+		<-before.done
+	}
 	g.mu.Lock()
-	g.waiting = nil
+	g.waiting, g.latest = nil, b
 	g.mu.Unlock()
 	b.err = run()
-	g.turn.Unlock()
 	close(b.done)
 	return b.err
 }
