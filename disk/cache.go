@@ -24,8 +24,8 @@ type pageCache struct {
 	limit int64
 
 	mu    sync.Mutex
-	pages map[pageKey]*list.Element // of *cachedPage, also those being loaded
-	order *list.List                // loaded pages, most recently used first
+	pages map[pageKey]*cachedPage // also those being loaded
+	order *list.List              // of *cachedPage, loaded, most recently used first
 	bytes int64
 }
 
@@ -38,15 +38,14 @@ type cachedPage struct {
 }
 
 func newPageCache(limit int64) *pageCache {
-	return &pageCache{limit: limit, pages: map[pageKey]*list.Element{}, order: list.New()}
+	return &pageCache{limit: limit, pages: map[pageKey]*cachedPage{}, order: list.New()}
 }
 
 // get returns the page at key, loading it if it is not there. Errors are not
 // kept: the next reader tries again.
 func (c *pageCache) get(ctx context.Context, key pageKey, load func() ([]byte, error)) ([]byte, error) {
 	c.mu.Lock()
-	if elem, ok := c.pages[key]; ok {
-		pg := elem.Value.(*cachedPage)
+	if pg, ok := c.pages[key]; ok {
 		if pg.elem != nil {
 			c.order.MoveToFront(pg.elem)
 			c.mu.Unlock()
@@ -56,7 +55,7 @@ func (c *pageCache) get(ctx context.Context, key pageKey, load func() ([]byte, e
 		return wait(ctx, pg)
 	}
 	pg := &cachedPage{key: key, ready: make(chan struct{})}
-	c.pages[key] = &list.Element{Value: pg}
+	c.pages[key] = pg
 	c.mu.Unlock()
 
 	pg.data, pg.err = load()
@@ -83,16 +82,18 @@ func (c *pageCache) settle(pg *cachedPage) {
 		return
 	}
 	pg.elem = c.order.PushFront(pg)
-	c.pages[pg.key] = pg.elem
-	c.bytes += int64(len(pg.data))
+	c.bytes += pg.cost()
 	for c.bytes > c.limit && c.order.Len() > 1 {
 		last := c.order.Back()
 		old := last.Value.(*cachedPage)
 		c.order.Remove(last)
 		delete(c.pages, old.key)
-		c.bytes -= int64(len(old.data))
+		c.bytes -= old.cost()
 	}
 }
+
+// cost is what a page takes: its bytes, and about as much for its bookkeeping.
+func (pg *cachedPage) cost() int64 { return int64(len(pg.data)) + 256 }
 
 // tablePage is the unit in which mapping tables are read and cached, bytes.
 const tablePage = 16 << 10

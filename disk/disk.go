@@ -14,6 +14,17 @@
 //	Zeroer        makes a range read as zeros     otherwise: WriteAt of zeros
 //	Usage         says how much space it takes    otherwise: Size
 //
+// [Open] reads image files (raw, qcow2, vmdk) and whatever they stand on;
+// [WriteRaw], [WriteQCOW2], [WriteVMDK] and [WriteFlatVMDK] write any Image into
+// one; [Descriptor] is the text that makes ESXi take a flat file for a disk.
+//
+// How an image file is read: a layer is one file's view of the disk. It maps a
+// piece of the disk to a place in its file through tables that come page by
+// page into a cache with a limit, or says that the layer below decides. A read
+// walks the pieces; a map of data and holes walks the same pieces, so the two
+// never disagree. Files are untrusted: every number in them is checked against
+// the file's size and against a limit before it is used or allocated.
+//
 // Offsets and lengths are bytes throughout, sizes are constant for the life of
 // a disk, and every method is safe for concurrent use unless it says otherwise.
 package disk
