@@ -275,40 +275,73 @@ func appendLines(a []string) error {
 	return first(f.Close(), content(path, all), os.Remove(path))
 }
 
-// hold keeps one file open and writes to it, synced, for some seconds: across
-// a restart of the server. At the end everything is there. It prints how many
-// writes there were and the longest that one took.
+// hold keeps files open for some seconds, across a restart of the server: one
+// that it writes to, synced, all the time and renames half-way, and one that
+// was removed after it was opened. At the end everything is there. It prints
+// how many writes there were and the longest that one took.
 func hold(a []string) error {
 	seconds, err := number(a[1])
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(a[0], "hold")
+	removed, err := holdRemoved(filepath.Join(a[0], "hold-removed"))
+	if err != nil {
+		return err
+	}
+	path, later := filepath.Join(a[0], "hold"), filepath.Join(a[0], "hold-later")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}
-	fmt.Println("holding")
-	var longest time.Duration
-	var off int64
+	defer f.Close()
 	m := newModel(7, 4<<20)
 	if err := f.Truncate(4 << 20); err != nil {
 		return err
 	}
-	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); off++ {
+	fmt.Println("holding")
+	var longest time.Duration
+	var writes int
+	half, end := time.Now().Add(time.Duration(seconds)*time.Second/2), time.Now().Add(time.Duration(seconds)*time.Second)
+	for ; time.Now().Before(end); writes++ {
 		begin := time.Now()
-		at, p := m.next()
-		if _, err := f.WriteAt(p, at); err != nil {
-			return fmt.Errorf("write %d: %w", off, err)
-		}
-		if err := f.Sync(); err != nil {
-			return fmt.Errorf("fsync %d: %w", off, err)
+		if err := m.apply(f, 1); err != nil {
+			return err
 		}
 		longest = max(longest, time.Since(begin))
+		if !half.IsZero() && begin.After(half) {
+			half = time.Time{}
+			if err := os.Rename(path, later); err != nil {
+				return err
+			}
+		}
 	}
-	if err := first(m.check(path), f.Close()); err != nil {
+	if err := first(m.check(later), removed(), os.Remove(later)); err != nil {
 		return err
 	}
-	fmt.Printf("writes %d longest %.3f\n", off, longest.Seconds())
+	fmt.Printf("writes %d longest %.3f\n", writes, longest.Seconds())
 	return nil
+}
+
+// holdRemoved makes a file, removes it while it is open, and returns what
+// checks, past the client's cache, that it is still there for who has it open.
+func holdRemoved(path string) (check func() error, err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_DIRECT, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	page, err := syscall.Mmap(-1, 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+	if err != nil {
+		return nil, err
+	}
+	copy(page, "removed, not gone")
+	if _, err := f.WriteAt(page, 0); err != nil {
+		return nil, err
+	}
+	return func() error {
+		clear(page)
+		if _, err := f.ReadAt(page, 0); err != nil {
+			return fmt.Errorf("reading a removed file: %w", err)
+		}
+		return first(equal("content of a removed file", string(page[:17]), "removed, not gone"), f.Close())
+	}, os.Remove(path)
 }
