@@ -167,6 +167,28 @@ func goesOn(d *backend.Dir) error {
 	return errors.Join(err, write(d, "replaced", 9, backend.Replace))
 }
 
+// A directory that somebody else made and has not synced yet is not taken for
+// durable because it is there.
+func TestDirSyncsWhatOthersMade(t *testing.T) {
+	f := crashfs.New(1, crashfs.Options{})
+	other := crashDir(t, f, nil)
+	if err := write(other, "x", 0, backend.Exclusive); err != nil {
+		t.Fatal(err)
+	}
+	f.Fail(crashfs.Rule{Op: crashfs.OpSyncDir, Path: "/repo", Times: 1, Err: errors.New("boom")})
+	if err := write(other, "made/x", 0, backend.Exclusive); err == nil {
+		t.Fatal("the other one has synced after all")
+	}
+	if err := write(crashDir(t, f, nil), "made/y", 0, backend.Exclusive); err != nil {
+		t.Fatal(err)
+	}
+	for seed := range uint64(16) {
+		if _, err := versionOf(crashDir(t, f.Crash(seed), nil), "made/y"); err != nil {
+			t.Errorf("seed %d: %v", seed, err)
+		}
+	}
+}
+
 func TestDirFull(t *testing.T) {
 	f := crashfs.New(1, crashfs.Options{Capacity: 64 << 10})
 	d := crashDir(t, f, nil)

@@ -121,24 +121,15 @@ func (x *Index) remove(ctx context.Context, ids []runID) error {
 	return nil
 }
 
-// mergeRuns writes one run in the place of several. It names also what those
-// have replaced and is perhaps still there: when they are removed, nobody else
-// says so any more.
+// mergeRuns writes one run in the place of several. What those have replaced
+// themselves is gone by now: merge removes it, durably, before it looks for
+// more to do. So nobody need say so any more.
 func (x *Index) mergeRuns(ctx context.Context, runs []*run, keep func(segment.Addr) bool) error {
-	ids, err := x.list(ctx)
-	if err != nil {
-		return err
-	}
 	var stamp int64
 	var replaces []runID
 	for _, r := range runs {
 		stamp = max(stamp, r.stamp)
 		replaces = append(replaces, r.id)
-		for _, id := range r.replaces {
-			if slices.Contains(ids, id) {
-				replaces = append(replaces, id)
-			}
-		}
 	}
 	id, err := x.write(ctx, stamp, replaces, func(yield func(Entry, error) bool) {
 		mergeEntries(runs, func(e Entry, err error) bool {

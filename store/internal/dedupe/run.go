@@ -33,7 +33,8 @@ type run struct {
 	stamp    int64
 	entries  int
 	parts    []*partition // ascending; nil where the summary is damaged
-	firsts   []int64      // offset of each partition
+	starts   []uint64     // the first 8 bytes of each one's first identity, close together
+	offsets  []int64      // of each one, in the object
 	replaces []runID
 }
 
@@ -120,7 +121,7 @@ func (r *run) parseDirectory(b []byte, end int64) ([]place, error) {
 			return nil, fmt.Errorf("partition %d: %w", i, err)
 		}
 		places[i] = p
-		r.firsts = append(r.firsts, offset)
+		r.offsets = append(r.offsets, offset)
 		r.entries += p.entries
 		offset += int64(p.pages)*pageSize + int64(p.summary)
 	}
@@ -150,26 +151,46 @@ func (r *run) readSummaries(places []place, damaged func(*DamageError)) error {
 	var buf []byte
 	for i, pl := range places {
 		buf = slices.Grow(buf[:0], pl.summary)[:pl.summary]
-		at := r.firsts[i] + int64(pl.pages)*pageSize
+		at := r.offsets[i] + int64(pl.pages)*pageSize
 		if err := readFull(r.obj, buf, at); err != nil {
 			return fmt.Errorf("read %s: %w", r.id.object(), err)
 		}
-		plain, err := r.seal.open(summaryKind, i, buf, nil)
-		var p *partition
-		if err == nil {
-			p, err = decodePartition(plain, pl.pages, pl.entries)
-		}
-		if err == nil && i > 0 && r.parts[i-1] != nil && bytesCompare(r.parts[i-1].first, p.first) >= 0 {
-			p, err = nil, errors.New("it is out of order")
-		}
+		p, err := r.openSummary(i, pl, buf)
 		if err != nil {
 			damaged(r.damage(at, int64(pl.summary), fmt.Sprintf("summary of partition %d: %v", i, err)))
-		} else {
-			p.offset, p.page = r.firsts[i], i*partitionPages
+			p = nil
 		}
-		r.parts = append(r.parts, p)
+		r.addPartition(p)
 	}
 	return nil
+}
+
+func (r *run) openSummary(i int, pl place, sealed []byte) (*partition, error) {
+	plain, err := r.seal.open(summaryKind, i, sealed, nil)
+	if err != nil {
+		return nil, err
+	}
+	p, err := decodePartition(plain, pl.pages, pl.entries)
+	if err != nil {
+		return nil, err
+	}
+	if i > 0 && r.starts[i-1] > binary.BigEndian.Uint64(p.first[:]) {
+		return nil, errors.New("it is out of order")
+	}
+	p.offset, p.page = r.offsets[i], i*partitionPages
+	return p, nil
+}
+
+// addPartition keeps starts ascending; a damaged partition takes that of the
+// one before.
+func (r *run) addPartition(p *partition) {
+	var start uint64
+	if p != nil {
+		start = binary.BigEndian.Uint64(p.first[:])
+	} else if len(r.starts) > 0 {
+		start = r.starts[len(r.starts)-1]
+	}
+	r.parts, r.starts = append(r.parts, p), append(r.starts, start)
 }
 
 func bytesCompare(a, b segment.Identity) int {
@@ -180,33 +201,24 @@ func bytesCompare(a, b segment.Identity) int {
 	return cmp.Compare(x, y)
 }
 
-// find is the partition that id can be in, or nil.
+// find is the partition that id can be in, or nil. In the place of one that is
+// damaged it gives the one before, which does no harm.
 func (r *run) find(id segment.Identity) *partition {
-	lo, hi := 0, len(r.parts) // the last partition that begins at or before id
-	for lo < hi {
-		mid := (lo + hi) / 2
-		if p := r.parts[mid]; p == nil {
-			return r.findSlowly(id)
-		} else if bytesCompare(p.first, id) <= 0 {
-			lo = mid + 1
+	hi := binary.BigEndian.Uint64(id[:])
+	from, to := 0, len(r.starts) // the first partition that begins after id
+	for from < to {
+		if mid := (from + to) / 2; r.starts[mid] <= hi {
+			from = mid + 1
 		} else {
-			hi = mid
+			to = mid
 		}
 	}
-	if lo == 0 {
-		return nil
-	}
-	return r.parts[lo-1]
-}
-
-// findSlowly is find in a run with damaged summaries.
-func (r *run) findSlowly(id segment.Identity) (found *partition) {
-	for _, p := range r.parts {
-		if p != nil && bytesCompare(p.first, id) <= 0 {
-			found = p
+	for i := from - 1; i >= 0; i-- {
+		if p := r.parts[i]; p != nil && (r.starts[i] < hi || bytesCompare(p.first, id) <= 0) {
+			return p
 		}
 	}
-	return found
+	return nil
 }
 
 // lookup finds the address of id. An error is a damaged page or one that could
