@@ -248,8 +248,13 @@ func TestHostileVMDK(t *testing.T) {
 func TestCutFiles(t *testing.T) {
 	dir := t.TempDir()
 	source := disktest.Random(6, 4<<20, 1)
-	for _, writer := range []string{"qcow2", "qcow2zstd", "vmdkstream"} {
-		name := writeWith(t, dir, writer, source)
+	names := []string{filepath.Join(dir, "theirs.qcow2"), filepath.Join(dir, "theirs.vmdk")} // tables first
+	for _, writer := range []string{"raw", "qcow2", "qcow2zstd", "vmdkstream"} {             // tables last
+		names = append(names, writeWith(t, dir, writer, source))
+	}
+	qemu(t, dir, "qemu-img", "convert", "-O", "qcow2", "raw.img", names[0])
+	qemu(t, dir, "qemu-img", "convert", "-O", "vmdk", "raw.img", names[1])
+	for _, name := range names {
 		whole, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -261,7 +266,7 @@ func TestCutFiles(t *testing.T) {
 				continue
 			}
 			if _, err := img.ReadAt(make([]byte, img.Size()), 0); !errors.Is(err, disk.ErrFormat) {
-				t.Errorf("%s cut to %d of %d bytes: %v", writer, cut, len(whole), err)
+				t.Errorf("%s cut to %d of %d bytes: %v", filepath.Base(name), cut, len(whole), err)
 			}
 			img.Close()
 		}

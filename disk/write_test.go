@@ -274,6 +274,48 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestWriteRawOverOldContent: nothing of what the file held shows through.
+func TestWriteRawOverOldContent(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "raw.img")
+	writeFile(t, name, bytes.Repeat([]byte("old"), 2<<20))
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	source := disktest.Random(13, 3<<20+100, 0.5)
+	if err := disk.WriteRaw(context.Background(), f, source, nil); err != nil {
+		t.Fatal(err)
+	}
+	disktest.Equal(t, open(t, name), source)
+	same := disktest.Random(13, 3<<20+100, 0.5).Bytes()
+	if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, same) {
+		t.Errorf("content differs: %v", err)
+	}
+}
+
+// TestWriteRawIntoPipe: what cannot be sought gets the zeros too.
+func TestWriteRawIntoPipe(t *testing.T) {
+	source := disktest.Random(14, 2<<20+100, 0.5)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	done := make(chan error, 1)
+	go func() {
+		defer w.Close()
+		done <- disk.WriteRaw(context.Background(), w, source, nil)
+	}()
+	got, err := io.ReadAll(r)
+	if err := errors.Join(err, <-done); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, source.Bytes()) {
+		t.Error("content differs")
+	}
+}
+
 // TestWriteRawIsSparse: holes and zeros take no space.
 func TestWriteRawIsSparse(t *testing.T) {
 	source := disktest.NewMemory(1 << 40)
