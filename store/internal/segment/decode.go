@@ -33,6 +33,7 @@ func newDecoder() *decoder {
 }
 
 // read reads frames [from, to) of a blob, which lie side by side, with one I/O.
+// Of dst, bytes beyond those asked for may be overwritten.
 func (d *decoder) read(o *object, slot int, e *entry, from, to int, dst []byte) (int, error) {
 	want := 0
 	for i := from; i < to; i++ {
@@ -51,28 +52,25 @@ func (d *decoder) read(o *object, slot int, e *entry, from, to int, dst []byte) 
 			return 0, located(err, o, slot, from, to, e)
 		}
 	}
-	return want, d.frames(o, slot, e, from, to, sealed, dst[:want])
-}
-
-// frames decodes frames [from, to) from their sealed bytes, which it
-// overwrites. dst has exactly their length.
-func (d *decoder) frames(o *object, slot int, e *entry, from, to int, sealed, dst []byte) error {
 	for i := from; i < to; i++ {
-		n, raw := e.sealedLen(i), e.frameRaw(i)
-		if err := d.frame(o, slot, e, i, sealed[:n], dst[:raw]); err != nil {
-			return o.frameDamage(slot, i, e, err)
+		n := e.sealedLen(i)
+		if err := d.frame(o, slot, e, i, sealed[:n], dst); err != nil {
+			return 0, o.frameDamage(slot, i, e, err)
 		}
-		sealed, dst = sealed[n:], dst[raw:]
+		sealed, dst = sealed[n:], dst[e.frameRaw(i):]
 	}
-	return nil
+	return want, nil
 }
 
 var errLength = errors.New("does not decompress to its length")
 
-// frame opens and decompresses one frame into dst, which has its exact length.
+// frame opens one frame, in place, and decompresses it to the start of dst,
+// which has room for it. Where dst has room to spare, some of that is
+// overwritten, and a copy is saved.
 func (d *decoder) frame(o *object, slot int, e *entry, frame int, sealed, dst []byte) error {
+	want := e.frameRaw(frame)
 	if len(sealed) == 0 {
-		clear(dst)
+		clear(dst[:want])
 		return nil
 	}
 	raw := e.lens[frame]&rawBit != 0
@@ -81,14 +79,18 @@ func (d *decoder) frame(o *object, slot int, e *entry, frame int, sealed, dst []
 		return errTag
 	}
 	if !raw {
-		if plain, err = d.zstd.DecodeAll(plain, d.plain[:0]); err != nil {
+		room := d.plain[:0]
+		if len(dst) >= want+decodeSlack {
+			room = dst[: 0 : want+decodeSlack]
+		}
+		if plain, err = d.zstd.DecodeAll(plain, room); err != nil {
 			return fmt.Errorf("authentic, and does not decompress: %w", err)
 		}
 	}
-	if len(plain) != len(dst) {
+	if len(plain) != want {
 		return errLength
 	}
-	copy(dst, plain)
+	copy(dst, plain) // nothing where it is there already
 	return nil
 }
 

@@ -75,7 +75,8 @@ func NewReader(b backend.Backend, keys KeySource, o ReaderOptions) *Reader {
 
 // ReadFrame reads one frame of a blob into dst, which must have room for it,
 // and returns its length: FrameSize, or less for the last frame of a blob.
-// Damage is a *DamageError; the content of dst is then undefined.
+// Bytes of dst beyond that may be overwritten. Damage is a *DamageError; the
+// content of dst is then undefined.
 func (r *Reader) ReadFrame(ctx context.Context, addr Addr, frame int, dst []byte) (int, error) {
 	d := r.coders.Get().(*decoder)
 	defer r.coders.Put(d)
@@ -88,8 +89,8 @@ func (r *Reader) ReadFrame(ctx context.Context, addr Addr, frame int, dst []byte
 }
 
 // ReadBlock reads a whole blob with one I/O into dst, which must have room for
-// it, and returns its length. Damage is a *DamageError; the content of dst is
-// then undefined.
+// it, and returns its length. Bytes of dst beyond that may be overwritten.
+// Damage is a *DamageError; the content of dst is then undefined.
 func (r *Reader) ReadBlock(ctx context.Context, addr Addr, dst []byte) (int, error) {
 	d := r.coders.Get().(*decoder)
 	defer r.coders.Put(d)

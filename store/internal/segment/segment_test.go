@@ -353,3 +353,35 @@ func TestCancelledReadFails(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLooksRandom: no data that zstd makes smaller may be taken for random,
+// unless by a hair.
+func TestLooksRandom(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	noise := make([]byte, FrameSize)
+	for range 200 {
+		for i := range noise {
+			noise[i] = byte(r.Uint32())
+		}
+		if !looksRandom(noise) {
+			t.Fatal("noise was not seen to be noise")
+		}
+	}
+	for name, fill := range map[string]func(i int) byte{
+		"seven bits":      func(int) byte { return byte(r.Uint32()) & 0x7f },
+		"a third of zero": func(i int) byte { return byte(r.Uint32()) * byte(i%3&1) },
+		"16 bit numbers":  func(i int) byte { return byte(r.Uint32() >> 24 >> (7 * (i & 1))) },
+		"text":            func(i int) byte { return "lorem ipsum dolor sit amet"[i%26] },
+		"a quarter text":  func(i int) byte { return map[bool]byte{true: ' ' + byte(i%64), false: byte(r.Uint32())}[i>>9&3 == 0] },
+	} {
+		for i := range noise {
+			noise[i] = fill(i)
+		}
+		if looksRandom(noise) {
+			t.Errorf("%s was taken for noise", name)
+		}
+	}
+	if looksRandom(noise[:100]) {
+		t.Error("a short frame was judged")
+	}
+}

@@ -143,7 +143,7 @@ func (v *verifier) blob(slot int, e *entry, ids []byte) error {
 	plain, good := v.block[:e.rawLen], true
 	for i := range e.frameCount() {
 		n := e.sealedLen(i)
-		if err := v.dec.frame(v.object, slot, e, i, sealed[:n], plain[i*FrameSize:][:e.frameRaw(i)]); err != nil {
+		if err := v.dec.frame(v.object, slot, e, i, sealed[:n], plain[i*FrameSize:]); err != nil {
 			v.report(v.frameDamage(slot, i, e, err))
 			good = false
 		}
