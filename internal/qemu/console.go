@@ -46,7 +46,10 @@ func (e *ExpectError) Error() string {
 
 func (e *ExpectError) Unwrap() error { return e.Err }
 
-func newConsole(conn *os.File) *Console {
+// NewConsole watches a serial line that conn is our end of: a socket or a
+// pipe in both directions. [Start] does it for a machine's; others close it
+// with [Console.Close].
+func NewConsole(conn *os.File) *Console {
 	c := &Console{conn: conn, change: make(chan struct{}), ended: make(chan struct{})}
 	go c.read()
 	return c
@@ -169,7 +172,9 @@ func (c *Console) add(p []byte, err error) {
 	}
 }
 
-func (c *Console) close() {
-	_ = c.conn.Close()
+// Close ends the watching. A machine's console is closed with the machine.
+func (c *Console) Close() error {
+	err := c.conn.Close()
 	<-c.ended
+	return err
 }

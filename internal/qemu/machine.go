@@ -122,7 +122,7 @@ func (m *Machine) launch() error {
 		return err
 	}
 	m.monitor = newMonitor(monitor, m.log)
-	m.console = newConsole(serial)
+	m.console = NewConsole(serial)
 	return nil
 }
 
@@ -225,7 +225,7 @@ func (m *Machine) Kill() error {
 func (m *Machine) Close() error {
 	err := m.Kill()
 	m.monitor.close()
-	m.console.close()
+	_ = m.console.Close()
 	return err
 }
 

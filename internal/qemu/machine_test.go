@@ -9,11 +9,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // bootSector is a guest of one sector: it prints OK, then halts with
 // interrupts off for ever.
