@@ -39,7 +39,7 @@ import (
 //  4. the run of the dedupe index for the new segments
 //
 // The owner is dead when its process is known to be gone, or when its claim was
-// not replaced for the length of the lease. Sweeping it, by whoever comes next:
+// not replaced for the length of its lease. Sweeping it, by whoever comes next:
 //
 //	a. if it is only the lease that tells, points/<pending> is created
 //	   exclusively as a void. From then on the owner, should it wake up, cannot
@@ -64,6 +64,7 @@ const (
 	rangeSize     = 256
 	maxClaimBytes = 64 << 10
 	maxClaim      = 1<<40 - 1 // 48-bit segment numbers
+	maxLease      = 24 * time.Hour
 )
 
 // claimRecord is a claim as it is stored.
@@ -74,7 +75,8 @@ type claimRecord struct {
 	Closed  bool      `json:"closed,omitempty"`
 	Owner   owner     `json:"owner"`
 	Pending string    `json:"pending,omitempty"`
-	Kept    uint64    `json:"kept"` // 0: nothing
+	Kept    uint64    `json:"kept"`     // 0: nothing
+	LeaseMS int64     `json:"lease_ms"` // how long the owner is respected after the last renewal
 }
 
 // owner says whose claim it is.
@@ -91,6 +93,8 @@ const (
 	claimWriter claimKind = "writer"
 	claimPrune  claimKind = "prune"
 )
+
+func (c claimRecord) lease() time.Duration { return time.Duration(c.LeaseMS) * time.Millisecond }
 
 func (c claimRecord) first() uint64 { return c.Number * rangeSize }
 func (c claimRecord) last() uint64  { return c.first() + rangeSize - 1 }
@@ -118,6 +122,8 @@ func decodeClaim(data []byte, number uint64) (claimRecord, error) {
 		return c, fmt.Errorf("%w: a claim of kind %.40q: use a newer Lifeboat", ErrVersion, c.Kind)
 	case c.Kept != 0 && (c.Kept < c.first() || c.Kept > c.last()):
 		return c, fmt.Errorf("%w: it keeps segment %x, outside its range", ErrDamaged, c.Kept)
+	case c.LeaseMS <= 0 || c.LeaseMS > maxLease.Milliseconds():
+		return c, fmt.Errorf("%w: a lease of %d ms", ErrDamaged, c.LeaseMS)
 	case c.Pending != "" && !validID(c.Pending):
 		return c, fmt.Errorf("%w: pending point %.40q", ErrDamaged, c.Pending)
 	}
@@ -148,7 +154,7 @@ func (r *Repository) takeClaim(ctx context.Context, kind claimKind) (*claim, err
 		if next > maxClaim {
 			return nil, errors.New("take a claim: the repository's segment numbers are used up")
 		}
-		c := &claim{r: r, rec: claimRecord{Number: next, Kind: kind, Owner: me, Pending: newPointID()}}
+		c := &claim{r: r, rec: claimRecord{Number: next, Kind: kind, Owner: me, Pending: newPointID(), LeaseMS: r.lease.Milliseconds()}}
 		err = r.putClaim(ctx, c.rec, backend.Exclusive)
 		if errors.Is(err, fs.ErrExist) {
 			continue // somebody else was faster; each time somebody gets one

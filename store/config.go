@@ -29,8 +29,11 @@ func (r *Repository) readConfig(ctx context.Context, c configRecord) ([]byte, er
 	data := make([]byte, len(c.Blocks)*r.blockSize)
 	for i, a := range c.Blocks {
 		block, addr := data[i*r.blockSize:(i+1)*r.blockSize], segment.Addr(a)
-		if addr == segment.Hole {
+		switch addr {
+		case segment.Hole:
 			continue
+		case segment.Unreadable:
+			return nil, errUnreadable
 		}
 		if err := r.fetch.read(ctx, addr, block, 0); err != nil {
 			return nil, err

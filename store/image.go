@@ -106,7 +106,7 @@ func (m *Image) readPart(p []byte, off int64) error {
 		clear(p)
 		return nil
 	case segment.Unreadable:
-		return fmt.Errorf("%w: the content was lost and the block marked unreadable", ErrDamaged)
+		return errUnreadable
 	}
 	return m.fetch.read(m.ctx, addr, p, int(off&(1<<m.shift-1)))
 }
@@ -189,6 +189,9 @@ func (m *Image) Close() error {
 	m.ahead.stop()
 	return nil
 }
+
+// errUnreadable is for blocks that a repair gave up on.
+var errUnreadable = fmt.Errorf("%w: the content was lost, and the block marked so by a repair", ErrDamaged)
 
 // damaged makes the damage that inner packages report match ErrDamaged.
 func damaged(err error) error {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"lifeboat/store/backend"
 	"lifeboat/store/internal/segment"
@@ -99,14 +100,14 @@ func (s PointSpec) check() error {
 	if s.VM == "" {
 		return errors.New("begin a point: the name of the VM is missing")
 	}
-	if len(s.VM) > maxName || len(s.VMID) > maxName {
-		return fmt.Errorf("begin a point: a VM's name may have %d bytes", maxName)
+	if len(s.VM) > maxName || len(s.VMID) > maxName || !utf8.ValidString(s.VM) || !utf8.ValidString(s.VMID) {
+		return fmt.Errorf("begin a point: the VM's name %.40q is not UTF-8 of at most %d bytes", s.VM, maxName)
 	}
 	if len(s.Config) > maxConfigFiles {
 		return fmt.Errorf("begin a point: %d configuration files, at most %d fit", len(s.Config), maxConfigFiles)
 	}
 	for name, data := range s.Config {
-		if name == "" || len(name) > maxName || len(data) > MaxConfigFile {
+		if name == "" || len(name) > maxName || !utf8.ValidString(name) || len(data) > MaxConfigFile {
 			return fmt.Errorf("begin a point: configuration file %.40q of %d bytes: at most %d bytes can be kept", name, len(data), MaxConfigFile)
 		}
 	}

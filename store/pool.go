@@ -38,7 +38,7 @@ type pool struct {
 }
 
 // poolDisks is for how many disks at once there are chunks to go at full speed.
-const poolDisks = 4
+const poolDisks = 2
 
 func newPool(in *Ingest) *pool {
 	perDisk := 2*in.opts.Workers + in.opts.Readers + 2

@@ -175,6 +175,11 @@ func (rec *pointRecord) check(blockSize int) error {
 		if c.Size < 0 || c.Size > MaxConfigFile || int64(len(c.Blocks)) != blocksOf(c.Size, blockSize) {
 			return fmt.Errorf("file %d: %d blocks cannot hold %d bytes", i, len(c.Blocks), c.Size)
 		}
+		for _, a := range c.Blocks {
+			if a := segment.Addr(a); a != segment.Hole && a != segment.Unreadable && !a.Stored() {
+				return fmt.Errorf("file %d: a block at %v", i, a)
+			}
+		}
 	}
 	return nil
 }
@@ -183,10 +188,7 @@ func (d diskRecord) check(blockSize int) error {
 	if d.Size < 0 || d.Size > maxDiskSize || d.Used < 0 {
 		return fmt.Errorf("impossible size %d, used %d", d.Size, d.Used)
 	}
-	if want := blockmap.LevelsFor(d.Size, blockSize); d.Levels != want {
-		return fmt.Errorf("%d levels, a disk of %d bytes has %d", d.Levels, d.Size, want)
-	}
-	return nil
+	return d.tree(blockSize).Check()
 }
 
 // encode is the record's JSON.

@@ -75,6 +75,7 @@ func newRepository(b backend.Backend, ring *keyring.Repo, opts Options) (*Reposi
 	if r.lease <= 0 {
 		r.lease = DefaultLease
 	}
+	r.lease = min(r.lease, maxLease)
 	if r.proc == nil {
 		r.proc = backend.HostProcesses()
 	}
@@ -93,7 +94,8 @@ func newRepository(b backend.Backend, ring *keyring.Repo, opts Options) (*Reposi
 		return nil, err
 	}
 	r.cache = cache
-	r.aheadMax = min(4<<20, cacheBytes/8)
+	// What is read ahead must not wash itself out before it is used.
+	r.aheadMax = min(4<<20, cacheBytes/32)
 	r.segments = segment.NewReader(b, r.keys, segment.ReaderOptions{Logger: r.log})
 	r.maps = blockmap.NewReader(r.segments, blockmap.ReaderOptions{})
 	r.fetch = newFetcher(r.segments, r.cache, r.blockSize)

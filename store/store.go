@@ -68,8 +68,9 @@ type Options struct {
 	CacheBytes int64
 	// Logger hears of what was repaired or skipped; nil means slog.Default.
 	Logger *slog.Logger
-	// Lease is how long a claim of a writer on another host is respected after
-	// it was last renewed; 0 means DefaultLease.
+	// Lease is how long others respect a claim of a writer here after its last
+	// sign of life, if they cannot see its process; 0 means DefaultLease. At
+	// most a day.
 	Lease time.Duration
 	// Processes tells whether a writer on this host is still running; nil means
 	// backend.HostProcesses.

@@ -70,7 +70,7 @@ func (r *Repository) standing(rec claimRecord, modified, now time.Time) standing
 		return standingClosed
 	case r.proc.Dead(rec.Owner.Process):
 		return standingGone
-	case now.Sub(modified) > r.lease:
+	case now.Sub(modified) > rec.lease():
 		return standingExpired
 	}
 	return standingAlive
