@@ -139,6 +139,37 @@ func TestReusedInodeIsAnotherGeneration(t *testing.T) {
 	t.Logf("inode number reused %d times of 50", reused)
 }
 
+// Two files may have one inode number within one tick of the clock that measures
+// births: then only the kernel's own handle tells them apart.
+func TestGenerationIsNotOnlyTheBirth(t *testing.T) {
+	f := newFixture(t)
+	if !f.kernelHandles {
+		t.Skip("no kernel file handles on the file system of the temporary directory")
+	}
+	dir, err := os.Open(f.host(""))
+	must(t, err)
+	defer dir.Close()
+	inos := map[uint64]uint64{} // inode number → generation, all births made equal
+	twins := 0
+	for range 200 {
+		must(t, os.WriteFile(f.host("x"), nil, 0o600))
+		st, err := f.statAt(int(dir.Fd()), "x")
+		must(t, err)
+		st.btime = 1
+		gen, err := f.generation(int(dir.Fd()), "x", &st)
+		must(t, err)
+		if other, ok := inos[st.attr.FileID]; ok {
+			twins++
+			if other == gen {
+				t.Fatal("one generation for two files")
+			}
+		}
+		inos[st.attr.FileID] = gen
+		must(t, os.Remove(f.host("x")))
+	}
+	t.Logf("%d times an inode number that had been used before", twins)
+}
+
 func TestFileMovedOnTheHostIsFound(t *testing.T) {
 	f := newFixture(t)
 	n := f.create("x")

@@ -53,6 +53,7 @@ func TestReadWrite(t *testing.T) {
 func TestWCCIsExact(t *testing.T) {
 	f := newFixture(t)
 	n := f.create("x")
+	const writes = 4000
 	type growth struct{ from, to uint64 }
 	var (
 		mu    sync.Mutex
@@ -62,7 +63,7 @@ func TestWCCIsExact(t *testing.T) {
 	)
 	for range 4 {
 		wg.Go(func() {
-			for range 50 {
+			for range writes / 4 {
 				mu.Lock()
 				off := next
 				next++
@@ -89,7 +90,7 @@ func TestWCCIsExact(t *testing.T) {
 		}
 		last = g.to
 	}
-	if attrOf(t, n).Size != 200 {
+	if attrOf(t, n).Size != writes {
 		t.Fatal(attrOf(t, n).Size)
 	}
 }

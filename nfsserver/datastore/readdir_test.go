@@ -146,7 +146,7 @@ func TestBigDirectory(t *testing.T) {
 		must(t, err)
 		must(t, unix.Close(fd))
 	}
-	one, err := big.Lookup(Cred{}, name(n / 2))
+	one, err := big.Lookup(Cred{}, name(n/2))
 	must(t, err)
 	handles := [][]byte{slices.Clone(one.Handle()), slices.Clone(big.Handle())}
 	f.restart(false)
