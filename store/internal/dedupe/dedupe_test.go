@@ -212,8 +212,8 @@ func TestAgainstAMap(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"publish": func(t *rapid.T) {
 				var list []Entry
-				for range rapid.IntRange(0, 400).Draw(t, "n") {
-					e := Entry{identity(rapid.Uint64Range(0, 1000).Draw(t, "id")), address(next)}
+				for range rapid.IntRange(0, 100).Draw(t, "n") {
+					e := Entry{identity(rapid.Uint64Range(0, 250).Draw(t, "id")), address(next)}
 					if _, twice := want[e.ID]; !twice || !slices.ContainsFunc(list, func(o Entry) bool { return o.ID == e.ID }) {
 						list = append(list, e)
 						want[e.ID] = e.Addr
@@ -234,7 +234,7 @@ func TestAgainstAMap(t *testing.T) {
 			"": func(t *rapid.T) {
 				x := writers[rapid.IntRange(0, 2).Draw(t, "reader")]
 				check(x.Refresh(context.Background()))
-				for n := range uint64(1001) {
+				for n := range uint64(251) {
 					id := identity(n)
 					addr, ok := x.Lookup(id)
 					wanted, known := want[id]

@@ -48,14 +48,15 @@ func newRunWriter(ctx context.Context, b backend.Backend, keys Keys, build *buil
 		id: runID(binary.LittleEndian.Uint64(random[:])), salt: [saltSize]byte(random[8:]),
 		build: build, stamp: stamp, replaces: replaces,
 	}
-	var err error
+	return w, w.start(ctx, b, keys)
+}
+
+func (w *runWriter) start(ctx context.Context, b backend.Backend, keys Keys) (err error) {
 	if w.seal, err = newSeal(keys, w.salt[:]); err != nil {
-		return nil, err
+		return err
 	}
-	if w.w, err = b.Create(ctx, w.id.object(), backend.Exclusive); err != nil {
-		return nil, err
-	}
-	return w, nil
+	w.w, err = b.Create(ctx, w.id.object(), backend.Exclusive)
+	return err
 }
 
 // add takes the next entry. An identity that has been added already is
