@@ -307,6 +307,17 @@ func TestDamagedStream(t *testing.T) {
 	}
 }
 
+// TestSwappedGrains: the marker of a compressed grain says whose it is.
+func TestSwappedGrains(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "swapped.vmdk")
+	writeFile(t, name, patched(binary.LittleEndian, tinySparse(true), patch{3 * 512, uint32(5)}, patch{3*512 + 12, uint32(4)}))
+	for _, off := range []int64{0, 3 * 512} {
+		if _, err := open(t, name).ReadAt(make([]byte, 512), off); !errors.Is(err, disk.ErrFormat) || !strings.Contains(err.Error(), "marker") {
+			t.Errorf("read at %d: %v", off, err)
+		}
+	}
+}
+
 // TestRefusedByName: formats that we know and cannot read.
 func TestRefusedByName(t *testing.T) {
 	dir := t.TempDir()
