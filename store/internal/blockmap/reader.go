@@ -11,12 +11,12 @@ import (
 // ReaderOptions configures a Reader. The zero value is useful.
 type ReaderOptions struct {
 	// CacheBytes bounds the memory for nodes. 0 means 32 MiB: the maps of
-	// 250 GiB of disk in use.
+	// some 200 GiB of disk.
 	CacheBytes int64
 }
 
-// nodeBytes is what a cached node takes, about.
-const nodeBytes = 8*Fanout + 128
+// nodeBytes is what a cached node takes, about: its size class and the cache's own.
+const nodeBytes = 9472 + 128
 
 // Reader reads trees. It is shared by all disks and safe for concurrent use.
 type Reader struct {
