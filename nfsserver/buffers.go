@@ -2,9 +2,11 @@ package nfsserver
 
 import "sync"
 
-// Sizes of pooled buffers in bytes: a reply without data, a 64 KiB READ, a
-// 1 MiB READ, each with room for the reply around it.
+// Sizes of pooled buffers in bytes: the arguments of a request without data, a
+// reply without data, a 64 KiB READ, a 1 MiB READ, each with room for what is
+// around it.
 const (
+	tinyBuffer   = 512
 	smallBuffer  = 4 << 10
 	middleBuffer = 72 << 10
 	largeBuffer  = 1<<20 + 64<<10
@@ -15,7 +17,7 @@ type buffer struct{ b []byte }
 
 // buffers recycles buffers by size. What does not fit a size is left to the
 // garbage collector.
-type buffers struct{ small, middle, large sync.Pool }
+type buffers struct{ tiny, small, middle, large sync.Pool }
 
 // get returns an empty buffer with room for n bytes.
 func (p *buffers) get(n int) *buffer {
@@ -39,11 +41,15 @@ func (p *buffers) put(b *buffer) {
 		p.middle.Put(b)
 	case c >= smallBuffer && c < middleBuffer:
 		p.small.Put(b)
+	case c >= tinyBuffer && c < smallBuffer:
+		p.tiny.Put(b)
 	}
 }
 
 func (p *buffers) fit(n int) (*sync.Pool, int) {
 	switch {
+	case n <= tinyBuffer:
+		return &p.tiny, tinyBuffer
 	case n <= smallBuffer:
 		return &p.small, smallBuffer
 	case n <= middleBuffer:

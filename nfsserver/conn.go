@@ -32,8 +32,8 @@ type conn struct {
 	call  call         // the request being answered
 }
 
-func newConn(s *Server, nc net.Conn, serves programs) *conn {
-	c := &conn{srv: s, nc: nc, client: clientAddr(nc.RemoteAddr()), serves: serves}
+func newConn(s *Server, nc net.Conn, client netip.Addr, serves programs) *conn {
+	c := &conn{srv: s, nc: nc, client: client, serves: serves}
 	c.log = s.log.With(slog.String("client", nc.RemoteAddr().String()))
 	c.in = newRecordReader(nc, maxRecord)
 	c.lane = s.sched.newLane()
@@ -52,6 +52,10 @@ func (c *conn) serve() {
 		c.out.run(done)
 	}()
 	err := c.loop()
+	if !errors.Is(err, io.EOF) && !c.srv.stopping() {
+		// Nobody waits for the answers to what has not been started.
+		c.srv.sched.discard(c.lane, c.srv.freeTask)
+	}
 	c.srv.sched.settle(c.lane)
 	close(done)
 	<-ended
@@ -241,7 +245,7 @@ func (c *conn) enqueue(x *call) {
 }
 
 // taskOverhead is what a waiting request costs beside its arguments, bytes.
-const taskOverhead = 512
+const taskOverhead = 1024
 
 // logPanic records a contained panic.
 func (s *Server) logPanic(x *call, p any) {

@@ -26,7 +26,11 @@ func fuzzServer(f *testing.F) (dial func() net.Conn, dir, flat []byte) {
 	must(f, err)
 	must(f, tree.Bind(diskPath, disktest.NewMemory(1<<20)))
 	must(f, tree.Attach("s1"))
-	srv, err := New(Options{Tree: tree, Logger: slog.New(slog.DiscardHandler), Limits: Limits{MemoryPerConnection: 4 << 20}})
+	srv, err := New(Options{Tree: tree, Logger: slog.New(slog.DiscardHandler), Limits: Limits{
+		MemoryPerConnection: 4 << 20,
+		// A connection ends a little later than its client closes it.
+		Connections: 1 << 20, ConnectionsPerClient: 1 << 20,
+	}})
 	must(f, err)
 	l := pipeListener{make(chan net.Conn), make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())

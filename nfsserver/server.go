@@ -33,7 +33,8 @@ type Server struct {
 	replies   *replyCache
 	mounts    mountTable
 	relay     *relay
-	quiet     logLimiter
+	quiet     logLimiter // for what clients do wrong
+	trouble   logLimiter // for what goes wrong here
 
 	live sync.WaitGroup // connections
 
@@ -82,6 +83,9 @@ func New(opt Options) (*Server, error) {
 func (s *Server) SetAllow(prefixes []netip.Prefix) {
 	masked := make([]netip.Prefix, 0, len(prefixes))
 	for _, p := range prefixes {
+		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96) // clients' addresses are unmapped too
+		}
 		masked = append(masked, p.Masked())
 	}
 	s.allow.Store(&masked)
@@ -208,27 +212,30 @@ func (s *Server) accept(l net.Listener, serves programs) error {
 // that is not on the list may connect, to be told so in NFS's own words; but
 // such clients get only a few of the places.
 func (s *Server) admit(nc net.Conn, serves programs) {
-	c := newConn(s, nc, serves)
-	stranger := !allowed(*s.allow.Load(), c.client)
-	limit := s.admission.enter(c.client, stranger)
-	if (stranger || limit != "") && s.quiet.allow() {
-		c.log.Warn("nfs: connection from a client that is not allowed, or one too many", "allowed", !stranger, "limit", limit)
+	client := clientAddr(nc.RemoteAddr())
+	stranger := !allowed(*s.allow.Load(), client)
+	if stranger && s.quiet.allow() {
+		s.log.Warn("nfs: connection from a client that is not on the list of allowed addresses", "client", client.String())
 	}
-	if limit != "" {
+	if limit := s.admission.enter(client, stranger); limit != "" {
+		if s.quiet.allow() {
+			s.log.Warn("nfs: connection refused: too many are open", "client", client.String(), "limit", limit)
+		}
 		_ = nc.Close()
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
-		s.admission.leave(c.client, stranger)
+		s.admission.leave(client, stranger)
 		_ = nc.Close()
 		return
 	}
+	c := newConn(s, nc, client, serves)
 	s.conns[c] = struct{}{}
 	s.live.Go(func() { // under mu: not after drain has begun to wait
 		c.serve()
-		s.admission.leave(c.client, stranger)
+		s.admission.leave(client, stranger)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.conns, c)

@@ -82,7 +82,7 @@ func (l *logLimiter) allow() bool {
 
 // complain logs a failure that is the server's own.
 func (x *call) complain(err error) {
-	if x.srv.quiet.allow() {
+	if x.srv.trouble.allow() {
 		x.srv.log.Error("nfs: request failed", slog.String("client", x.client.String()), slog.String("proc", x.proc.name), slog.Any("err", err))
 	}
 }
