@@ -89,9 +89,13 @@ const (
 	retryAfter = time.Second
 )
 
-// wantFile asks for the next log file if it is time to. Caller holds mu.
+// wantFile asks for the next log file if it is time to: filling one takes
+// bandwidth from the commits. Caller holds mu.
 func (o *Overlay) wantFile() {
 	s := &o.shelf
+	if o.cur.prepared() && o.cur.used < o.cur.pages/2 {
+		return
+	}
 	if s.next == nil && !s.busy && (s.err == nil || time.Since(s.failed) > retryAfter) {
 		ring(o.wakers.prepare)
 	}
