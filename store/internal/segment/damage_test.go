@@ -68,9 +68,9 @@ func stride(t *testing.T, good []byte, i, slots int) int {
 	case err != nil:
 		t.Fatal(err)
 	case slots > 100:
-		return 211
-	case i >= headerSize && int64(i) < lay.framesEnd-61:
-		return 61
+		return 401
+	case i >= headerSize && int64(i) < lay.framesEnd-131:
+		return 131
 	}
 	return 1
 }
@@ -244,5 +244,53 @@ func TestMissingSegmentIsDamage(t *testing.T) {
 	_, err = newTestReader(t, m, ReaderOptions{}).ReadFrame(t.Context(), addrs[0]+1, 0, nil)
 	if !errors.Is(err, ErrDamaged) {
 		t.Errorf("slot beyond the table: %v", err)
+	}
+}
+
+// TestBytesOfNoFrame: what a broken writer puts between or behind the frames,
+// or cuts off them, is reported, and nothing else is.
+func TestBytesOfNoFrame(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(w *Writer, slot int)
+		part  Part
+		at    int64
+		size  int64
+	}{
+		"between": {func(w *Writer, slot int) {
+			if slot == 1 {
+				w.buf = append(w.buf, "junk"...)
+			}
+		}, PartGap, headerSize + 5 + tagSize, 4},
+		"behind": {func(w *Writer, slot int) {
+			if slot == 2 {
+				w.buf = append(w.buf, "more junk"...)
+			}
+		}, PartGap, headerSize + 2*(5+tagSize), 9},
+		"cut": {func(w *Writer, slot int) {
+			if slot == 2 {
+				w.buf = w.buf[:len(w.buf)-1]
+			}
+		}, PartLocationTable, 0, 0},
+	} {
+		m, pack, hash := newMemory(), NewPacker(), NewHasher(testKeys{})
+		w, err := NewWriter(t.Context(), m, testKeys{}, 1, WriterOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for slot, text := range []string{"first", "other"} {
+			c.spoil(w, slot)
+			if _, err := w.Append(pack.Pack(Data, hash.Identity(Data, []byte(text)), []byte(text))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.spoil(w, 2)
+		info, err := w.Commit(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := verify(t, m, info.Name)
+		if len(all) != 1 || all[0].Part != c.part || c.at != 0 && (all[0].Offset != c.at || all[0].Length != c.size) {
+			t.Errorf("%s: reported %v", name, all)
+		}
 	}
 }

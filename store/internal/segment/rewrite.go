@@ -34,15 +34,15 @@ func Rewrite(ctx context.Context, b backend.Backend, keys KeySource, object stri
 		return Info{}, err
 	}
 	defer w.Abort()
-	any := false
+	used := false
 	for p := range src.lay.pages() {
 		kept, err := w.copyPage(ctx, src, p, live)
 		if err != nil {
 			return Info{}, err
 		}
-		any = any || kept
+		used = used || kept
 	}
-	if !any {
+	if !used {
 		return Info{}, fmt.Errorf("segment: %s: %w", object, ErrNothingLive)
 	}
 	return w.Commit(ctx)
@@ -59,7 +59,7 @@ func (w *Writer) copyPage(ctx context.Context, src *object, p int, live func(int
 	if err != nil {
 		return false, err
 	}
-	any := false
+	kept := false
 	for slot := p * pageSlots; slot < min((p+1)*pageSlots, src.lay.slots); slot++ {
 		if err := ctx.Err(); err != nil {
 			return false, err
@@ -72,12 +72,12 @@ func (w *Writer) copyPage(ctx context.Context, src *object, p int, live func(int
 			w.addSlot(entry{}, Identity{})
 			continue
 		}
-		any = true
+		kept = true
 		if err := w.copySlot(src, slot, &e, src.slot(slot, &e, ids).Identity); err != nil {
 			return false, err
 		}
 	}
-	return any, nil
+	return kept, nil
 }
 
 func (w *Writer) copySlot(src *object, slot int, e *entry, id Identity) error {

@@ -31,7 +31,7 @@ func Verify(ctx context.Context, b backend.Backend, keys KeySource, object strin
 	}
 	defer o.obj.Close()
 	v := verifier{object: o, report: report, dec: newDecoder(), hash: NewHasher(keys), next: headerSize}
-	if err := v.frame0(keys); err != nil {
+	if err := v.surroundings(keys); err != nil {
 		return err
 	}
 	for p := range o.lay.pages() {
@@ -68,8 +68,8 @@ func (v *verifier) pass(err error) error {
 	return err
 }
 
-// frame0 checks what surrounds frames and tables.
-func (v *verifier) frame0(keys KeySource) error {
+// surroundings checks what surrounds frames and tables.
+func (v *verifier) surroundings(keys KeySource) error {
 	if have, want := v.obj.Size(), v.lay.objectSize(); have > want {
 		v.report(v.damage(PartObject, want, have-want, errors.New("bytes were added at the end")))
 	} else if have < want {
