@@ -222,3 +222,21 @@ func TestSplit(t *testing.T) {
 		}
 	}
 }
+
+// TestSplitWithParent: each extent of a delta looks at its own part of the
+// parent.
+func TestSplitWithParent(t *testing.T) {
+	dir := t.TempDir()
+	base := bytes.Repeat([]byte("parent! "), 8*512/8)
+	writeFile(t, filepath.Join(dir, "base"), base)
+	writeFile(t, filepath.Join(dir, "base.vmdk"), []byte(title+"CID=7\nRW 8 FLAT \"base\" 0\n"))
+	for _, extent := range []string{"s1", "s2"} {
+		writeFile(t, filepath.Join(dir, extent), tinySparse(false))
+	}
+	writeFile(t, filepath.Join(dir, "top.vmdk"), []byte(title+"CID=8\nparentCID=7\nparentFileNameHint=\"base.vmdk\"\nRW 4 SPARSE \"s1\"\nRW 4 SPARSE \"s2\"\n"))
+	a, b, zeros := bytes.Repeat([]byte("a"), 512), bytes.Repeat([]byte("b"), 512), make([]byte, 512)
+	part := bytes.Join([][]byte{a, base[:512], zeros, b}, nil)
+	disktest.RunImage(t, disktest.FromBytes(append(part, part...)), func(t *testing.T) disk.Image {
+		return open(t, filepath.Join(dir, "top.vmdk"))
+	})
+}

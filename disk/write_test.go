@@ -91,6 +91,18 @@ func TestWriters(t *testing.T) {
 	}
 }
 
+// TestPadding: what rounds a disk up to sectors is zeros, not what a buffer
+// held before.
+func TestPadding(t *testing.T) {
+	for writer := range writers {
+		source := disktest.Random(15, 9<<20+100, 1)
+		if _, err := source.WriteAt(bytes.Repeat([]byte{'x'}, 100), 9<<20); err != nil {
+			t.Fatal(err)
+		}
+		disktest.Equal(t, open(t, writeWith(t, t.TempDir(), writer, source)), padded(source, writer))
+	}
+}
+
 func formatOf(t testing.TB, name string) disk.Format {
 	t.Helper()
 	return open(t, name).(disk.Described).Format()
