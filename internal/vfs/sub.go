@@ -3,6 +3,7 @@ package vfs
 import (
 	"io/fs"
 	"path"
+	"syscall"
 )
 
 // Rooter is implemented by file systems with symbolic links.
@@ -31,7 +32,7 @@ func Sub(fsys FS, dir string) (RootFS, error) {
 		return nil, err
 	}
 	if !info.IsDir() {
-		return nil, &fs.PathError{Op: "open", Path: dir, Err: fs.ErrInvalid}
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
 	}
 	return &subFS{fsys, dir}, nil
 }
