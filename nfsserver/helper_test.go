@@ -51,7 +51,7 @@ func (d *syncDisk) finish(err error) int {
 	defer d.mu.Unlock()
 	n := len(d.waiting)
 	if err == nil {
-		err = d.Memory.Sync()
+		err = d.Sync()
 	}
 	for _, done := range d.waiting {
 		done(err)

@@ -53,7 +53,7 @@ func TestGetattrSetattr(t *testing.T) {
 	want(t, "size before", wcc.Pre.Size, 0)
 	want(t, "mtime", wcc.Post.Mtime, nfstest.Time{Sec: 1_000_000_000, Nsec: 5})
 	old := wcc.Post.Ctime
-	wcc, err = c.Setattr(f.Handle, nfstest.SetAttr{Mode: nfstest.Ptr[uint32](0o644)}, &old)
+	_, err = c.Setattr(f.Handle, nfstest.SetAttr{Mode: nfstest.Ptr[uint32](0o644)}, &old)
 	must(t, err)
 	wcc, err = c.Setattr(f.Handle, nfstest.SetAttr{Mode: nfstest.Ptr[uint32](0o777)}, &nfstest.Time{Sec: 1})
 	wantStatus(t, "wrong guard", err, nfstest.NotSync)

@@ -207,7 +207,7 @@ func TestRecordReaderProperty(t *testing.T) {
 			}
 			i++
 		}
-		if err := rr.fill(); err != io.EOF {
+		if err := rr.fill(); !errors.Is(err, io.EOF) {
 			t.Fatalf("at the end: %v", err)
 		}
 		if len(rr.buf) > 2*(maxRecord+minInput) {

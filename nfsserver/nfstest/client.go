@@ -18,9 +18,12 @@ import (
 
 // Program numbers and versions.
 const (
-	ProgPortmap, VersPortmap = 100000, 2
-	ProgNFS, VersNFS         = 100003, 3
-	ProgMount, VersMount     = 100005, 3
+	ProgPortmap = 100000
+	VersPortmap = 2
+	ProgNFS     = 100003
+	VersNFS     = 3
+	ProgMount   = 100005
+	VersMount   = 3
 )
 
 // Cred is an AUTH_SYS credential. The zero value is root.
