@@ -55,11 +55,11 @@ func TestIncremental(t *testing.T) {
 	for _, mode := range []string{"full", "compared", "changed", "mapless"} {
 		t.Run(mode, func(t *testing.T) {
 			_, r := newRepo(t)
-			src := randomDisk(5, 20<<20+777)
+			src := randomDisk(5, 5<<20+777)
 			var points []*Point
 			var want []*disktest.Memory
 			var parent *Point
-			for i := range 6 {
+			for i := range 5 {
 				changed := scribble(uint64(i), src, 3)
 				var img disk.Image = src
 				switch mode {
@@ -148,7 +148,7 @@ func TestLostSegment(t *testing.T) {
 
 func TestResize(t *testing.T) {
 	_, r := newRepo(t)
-	big := randomDisk(1, 90<<20)
+	big := disktest.Random(1, 90<<20, 0.04)
 	cut := func(size int64) *disktest.Memory { return disktest.FromBytes(contents(t, big)[:size]) }
 	var parent *Point
 	var points []*Point

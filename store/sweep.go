@@ -166,7 +166,7 @@ func (r *Repository) dropClaim(ctx context.Context, rec claimRecord, kept uint64
 	if !highest {
 		return r.backend.Remove(ctx, claimName(rec.Number))
 	}
-	rec.Closed, rec.Pending, rec.Kept = true, "", kept
+	rec.Closed, rec.Owner, rec.Pending, rec.Kept = true, owner{}, "", kept
 	return r.putClaim(ctx, rec, backend.Replace)
 }
 
