@@ -107,7 +107,9 @@ func Open(ctx context.Context, b backend.Backend, password []byte) (*Repo, error
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	h, err := parseHeader(doc)
-	if err != nil {
+	if errors.Is(err, ErrDamaged) {
+		return nil, fmt.Errorf("open repository: %w: put it back from a copy, or have it restored from a key file", err)
+	} else if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	u, err := unlock(ctx, b, password, h.ID)
@@ -174,7 +176,7 @@ func tryKeys(ctx context.Context, b backend.Backend, password []byte, consider f
 	case tried > 0:
 		return also(ErrWrongPassword, failed)
 	case failed != nil:
-		return failed
+		return fmt.Errorf("no key can be used: put one back from a copy: %w", failed)
 	}
 	return damaged(KeyPrefix, "the repository has no key: put one back from a copy")
 }
