@@ -48,7 +48,7 @@ func (n *Node) begin(c *Cred, name string, wcc *WCC) (*change, error) {
 }
 
 func (ch *change) start(c *Cred, name string) (err error) {
-	if ch.attr, err = ch.dir.fresh(); err != nil {
+	if ch.attr, err = ch.now(); err != nil {
 		return err
 	}
 	ch.wcc.before(ch.attr, nil)
@@ -63,8 +63,20 @@ func (ch *change) mayWrite(c *Cred) error { return check(c, &ch.attr, Write) }
 
 func (ch *change) end() {
 	ch.dir.changed()
-	ch.wcc.after(ch.dir.fresh())
+	ch.wcc.after(ch.now())
 	ch.dir.sess.ns.Unlock()
+}
+
+// now describes the directory.
+func (ch *change) now() (Attr, error) {
+	if err := ch.dir.available(); err != nil {
+		return Attr{}, err
+	}
+	a, err := ch.dir.attrBy(ch.file)
+	if err == nil && a.Nlink == 0 {
+		err = ErrStale // removed on the host
+	}
+	return a, err
 }
 
 func (ch *change) release() { ch.dir.release(ch.file) }

@@ -1,7 +1,6 @@
 package datastore
 
 import (
-	"encoding/hex"
 	"errors"
 	"math"
 	"strconv"
@@ -157,11 +156,20 @@ func (ch *change) existing(name string, st *stat, how CreateHow) (*Node, error) 
 // a file without its owner, or an exclusive one without its verifier, which
 // nobody could claim.
 func (ch *change) newFile(c *Cred, name string, how *CreateHow) (fd int, err error) {
-	fd, err = openFD(ch.fd, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
-	if err != nil {
-		return ch.newNamed(c, name, how) // no unnamed files on this file system
+	t := ch.dir.tree
+	if t.nameFirst.Load() {
+		return ch.newNamed(c, name, how)
 	}
-	if err = ch.prepare(fd, c, how); err == nil && !ch.dir.tree.ordered {
+	fd, err = openFD(ch.fd, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
+	switch err {
+	case nil:
+	case unix.EOPNOTSUPP, unix.EISDIR, unix.EINVAL: // open(2): no unnamed files here
+		t.nameFirst.Store(true)
+		return ch.newNamed(c, name, how)
+	default:
+		return -1, err
+	}
+	if err = ch.prepare(fd, c, how); err == nil && !t.ordered {
 		err = syncFD(fd)
 	}
 	if err == nil {
@@ -172,6 +180,7 @@ func (ch *change) newFile(c *Cred, name string, how *CreateHow) (fd int, err err
 	}
 	_ = unix.Close(fd)
 	if err == errNoLink {
+		t.nameFirst.Store(true)
 		return ch.newNamed(c, name, how)
 	}
 	return -1, err
@@ -234,7 +243,7 @@ func (ch *change) prepare(fd int, c *Cred, how *CreateHow) error {
 		return err
 	}
 	if how.Mode == Exclusive {
-		return setVerifier(fd, how.Verifier)
+		return ch.dir.tree.setVerifier(fd, how.Verifier)
 	}
 	return set.setTimes(fd)
 }
@@ -261,134 +270,4 @@ func (ch *change) own(fd int, name string, c *Cred, set *SetAttr) error {
 		return nil
 	}
 	return err
-}
-
-// The verifier of an exclusive create is an extended attribute; where the file
-// system has none it is the time of last access and modification, as RFC 1813
-// §3.3.8 suggests.
-const verifierAttr = "user.lifeboat.verifier"
-
-func setVerifier(fd int, v [8]byte) error {
-	err := unix.Fsetxattr(fd, verifierAttr, []byte(hex.EncodeToString(v[:])), 0)
-	if err != unix.EOPNOTSUPP {
-		return err
-	}
-	a, m := verifierTimes(v)
-	return setTimes(fd, timespec{ns: a}, timespec{ns: m})
-}
-
-// verifierTimes keeps to 31 bits of seconds, which every file system can store.
-func verifierTimes(v [8]byte) (atime, mtime int64) {
-	sec := func(b []byte) int64 {
-		return int64(uint32(b[0])<<24|uint32(b[1])<<16|uint32(b[2])<<8|uint32(b[3])) & 0x7fffffff
-	}
-	return sec(v[:4]) * 1e9, sec(v[4:]) * 1e9
-}
-
-// createdWith says whether the file was made by an exclusive create with the
-// verifier v. The namespace lock is held.
-func (n *Node) createdWith(v [8]byte) bool {
-	if n.typ != TypeRegular {
-		return false
-	}
-	f, err := n.acquireHeld()
-	if err != nil {
-		return false
-	}
-	defer n.release(f)
-	var buf [32]byte
-	k, err := unix.Fgetxattr(f.fd, verifierAttr, buf[:])
-	if err == nil {
-		return string(buf[:k]) == hex.EncodeToString(v[:])
-	}
-	if !errors.Is(err, unix.EOPNOTSUPP) {
-		return false
-	}
-	st, err := n.tree.statAt(f.fd, "")
-	a, m := verifierTimes(v)
-	return err == nil && st.attr.Atime.Unix() == a && st.attr.Mtime.Unix() == m
-}
-
-// Mkdir makes a directory. Durable when it returns.
-func (n *Node) Mkdir(c Cred, name string, set SetAttr) (*Node, WCC, error) {
-	var wcc WCC
-	dir, err := n.makeEntry(&c, name, &wcc, func(ch *change) (int, error) { return ch.mkdir(&c, name, &set) })
-	return dir, wcc, fail("mkdir", name, err)
-}
-
-// Symlink makes a symbolic link. We never follow one; what target means is the
-// client's affair. Durable when it returns.
-func (n *Node) Symlink(c Cred, name, target string, set SetAttr) (*Node, WCC, error) {
-	var wcc WCC
-	if target == "" {
-		return nil, wcc, fail("symlink", name, ErrInval)
-	}
-	node, err := n.makeEntry(&c, name, &wcc, func(ch *change) (int, error) {
-		err := retry(func() error { return unix.Symlinkat(target, ch.fd, name) })
-		if err != nil {
-			return -1, err
-		}
-		return -1, ch.own(ch.fd, name, &c, &set)
-	})
-	return node, wcc, fail("symlink", name, err)
-}
-
-// Mknod is refused: no client of a datastore needs devices, sockets or FIFOs.
-func (n *Node) Mknod(Cred, string, Type, SetAttr) (*Node, WCC, error) {
-	var wcc WCC
-	a, err := n.Attr()
-	wcc.before(a, err)
-	wcc.after(a, err)
-	return nil, wcc, fail("mknod", "", ErrNotSupp)
-}
-
-// makeEntry runs make, which adds name to the directory and may return a
-// descriptor of what it has made, to be synced and closed; else -1.
-func (n *Node) makeEntry(c *Cred, name string, wcc *WCC, make func(*change) (int, error)) (*Node, error) {
-	ch, err := n.begin(c, name, wcc)
-	if err != nil {
-		return nil, err
-	}
-	defer ch.release()
-	var node *Node
-	fd := -1
-	if err = ch.room(c); err == nil {
-		fd, err = make(ch)
-	}
-	if err == nil {
-		node, err = ch.adoptNew(name)
-	}
-	ch.end()
-	if fd >= 0 {
-		defer unix.Close(fd)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return node, ch.persistNew(fd)
-}
-
-func (ch *change) mkdir(c *Cred, name string, set *SetAttr) (fd int, err error) {
-	if err := retry(func() error { return unix.Mkdirat(ch.fd, name, 0o700) }); err != nil {
-		return -1, err
-	}
-	fd, _, err = openNode(ch.fd, name, TypeDirectory)
-	if err == nil {
-		ch.late = true
-		mode := uint32(defaultDirMode)
-		if set.Mode != nil {
-			mode = *set.Mode & 0o7777
-		}
-		mode |= ch.attr.Mode & unix.S_ISGID // inherited, as on the host
-		if err = ch.own(fd, "", c, set); err == nil {
-			err = unix.Fchmod(fd, mode)
-		}
-		if err == nil {
-			err = set.setTimes(fd)
-		}
-	}
-	if err != nil {
-		_ = unix.Unlinkat(ch.fd, name, unix.AT_REMOVEDIR)
-	}
-	return fd, err
 }

@@ -41,7 +41,10 @@ const (
 )
 
 // marked says whether fd is the placeholder of a virtual disk.
-func marked(fd int) bool {
+func (t *Tree) marked(fd int) bool {
+	if !t.xattrs {
+		return false
+	}
 	_, err := unix.Fgetxattr(fd, diskMark, nil)
 	return err == nil
 }
@@ -69,27 +72,27 @@ func (d *virtualDisk) start(t *Tree, fd int) error {
 		return err
 	}
 	d.mtime, d.ctime = st.attr.Mtime.Unix(), st.attr.Ctime.Unix()
+	if !t.xattrs { // no marks: assume the worst
+		d.startNow()
+		return nil
+	}
 	var buf [16]byte
 	k, err := unix.Fgetxattr(fd, diskMark, buf[:])
 	switch {
-	case err == unix.EOPNOTSUPP: // no marks on this file system: assume the worst
-		d.startNow()
-		return nil
 	case err != nil && err != unix.ENODATA:
 		return err
 	case err == nil && string(buf[:max(k, 0)]) != markClosed:
 		d.startNow()
 	}
-	return setMark(fd, markOpen)
+	return t.setMark(fd, markOpen)
 }
 
 // setMark is durable when it returns.
-func setMark(fd int, value string) error {
-	err := unix.Fsetxattr(fd, diskMark, []byte(value), 0)
-	if err == unix.EOPNOTSUPP {
+func (t *Tree) setMark(fd int, value string) error {
+	if !t.xattrs {
 		return nil
 	}
-	if err != nil {
+	if err := unix.Fsetxattr(fd, diskMark, []byte(value), 0); err != nil {
 		return err
 	}
 	return syncFD(fd)
@@ -180,5 +183,5 @@ func (d *virtualDisk) settle(n *Node, final bool) error {
 	if err := syncFD(f.fd); err != nil {
 		return err
 	}
-	return setMark(f.fd, markClosed)
+	return n.tree.setMark(f.fd, markClosed)
 }

@@ -87,20 +87,34 @@ func (n *Node) Session() string {
 // Attr describes the file: from memory where that is known to be right, else
 // from the host.
 func (n *Node) Attr() (Attr, error) {
-	c := n.attr.Load()
-	d := n.disk.Load()
-	if c == nil || c.seq != n.attrSeq.Load() || (d == nil && n.tree.clock() > c.expires) {
-		var err error
-		if c, err = n.refresh(); err != nil {
-			return Attr{}, fail("getattr", "", err)
-		}
+	if a, ok := n.TryAttr(); ok {
+		return a, nil
 	}
-	if d == nil {
-		return c.attr, nil
+	c, err := n.refresh()
+	if err != nil {
+		return Attr{}, fail("getattr", "", err)
 	}
 	a := c.attr
-	d.describe(&a)
+	if d := n.disk.Load(); d != nil {
+		d.describe(&a)
+	}
 	return a, nil
+}
+
+// TryAttr is Attr if that needs no system call: always for a virtual disk that
+// has been described once and was not renamed or the like since; for other
+// files for a second after the last Attr. Otherwise ok is false.
+func (n *Node) TryAttr() (a Attr, ok bool) {
+	c, d := n.attr.Load(), n.disk.Load()
+	if c == nil || c.seq != n.attrSeq.Load() {
+		return a, false
+	}
+	if d == nil {
+		return c.attr, n.tree.clock() <= c.expires
+	}
+	a = c.attr
+	d.describe(&a)
+	return a, true
 }
 
 // refresh asks the host. The sequence number is read before, so that a change
@@ -119,19 +133,6 @@ func (n *Node) refresh() (*cachedAttr, error) {
 // changed makes the next Attr ask the host.
 func (n *Node) changed() { n.attrSeq.Add(1) }
 
-// fresh is the host's view of the file now, with a virtual disk's own
-// attributes put in. The namespace lock is held.
-func (n *Node) fresh() (Attr, error) {
-	st, err := n.statHeld()
-	if err != nil {
-		return Attr{}, err
-	}
-	if d := n.disk.Load(); d != nil {
-		d.describe(&st.attr)
-	}
-	return st.attr, nil
-}
-
 // errLost: the file is under none of the names that we know for it.
 var errLost = errors.New("file moved or removed on the host")
 
@@ -146,13 +147,44 @@ func (n *Node) available() error {
 	return nil
 }
 
-// stat describes the file. It looks for one that was moved on the host.
+// stat describes the file. It looks for one that was moved on the host. As long
+// as descriptors are at hand it takes no lock that a change of names, which may
+// wait for the host's disk, holds: GETATTR is how clients see that we live.
 func (n *Node) stat() (st stat, err error) {
+	if err := n.available(); err != nil {
+		return st, err
+	}
+	if st, ok := n.statOpen(); ok {
+		return st, nil
+	}
 	err = n.find(func() error {
 		st, err = n.statHeld()
 		return err
 	})
 	return st, err
+}
+
+// statOpen describes the file by its own descriptor or by that of its directory,
+// if one is open.
+func (n *Node) statOpen() (st stat, ok bool) {
+	if f := n.tree.files.get(n); f != nil {
+		st, err := n.tree.statAt(f.fd, "")
+		n.release(f)
+		return st, err == nil && st.attr.Nlink > 0
+	}
+	n.tree.mu.RLock()
+	links := n.links
+	n.tree.mu.RUnlock()
+	if len(links) == 0 {
+		return st, false
+	}
+	dir := n.tree.files.get(links[0].parent)
+	if dir == nil {
+		return st, false
+	}
+	st, err := n.tree.statAt(dir.fd, links[0].name)
+	n.release(dir)
+	return st, err == nil && n.is(&st)
 }
 
 // acquire returns an open descriptor of the file, to be released. A directory's
@@ -235,7 +267,7 @@ func (n *Node) acquireHeld() (of *openFile, err error) {
 		if err != nil {
 			return err
 		}
-		if n.typ == TypeRegular && n.disk.Load() == nil && marked(fd) {
+		if n.typ == TypeRegular && n.disk.Load() == nil && n.tree.marked(fd) {
 			_ = unix.Close(fd)
 			return ErrJukebox // a virtual disk whose device is not bound yet
 		}

@@ -46,7 +46,7 @@ func (r *rename) run(n, to *Node, from, dst *WCC) (lost lostFile, err error) {
 		lost, err = r.move()
 	}
 	to.changed()
-	dst.after(to.fresh())
+	dst.after(r.dst.now())
 	r.src.end()
 	if err != nil {
 		return lost, err
