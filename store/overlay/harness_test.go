@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
+	"lifeboat/disk"
 	"lifeboat/disk/disktest"
 	"lifeboat/internal/vfs"
 )
@@ -25,8 +27,11 @@ const (
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
+// testBase is immutable, and shared because it takes a while to make.
+var testBase = sync.OnceValue(func() disk.Image { return disktest.Random(7, testSize, 0.5) })
+
 func testOptions(fsys vfs.FS) Options {
-	return Options{FS: fsys, Dir: "/sessions/one", Base: disktest.Random(7, testSize, 0.5), BaseID: "point 1, disk 0", LogBytes: testLog, Logger: quiet()}
+	return Options{FS: fsys, Dir: "/sessions/one", Base: testBase(), BaseID: "point 1, disk 0", LogBytes: testLog, Logger: quiet()}
 }
 
 func mustOpen(t testing.TB, o Options) *Overlay {

@@ -291,13 +291,22 @@ func (o *Overlay) retire(files []*logFile) {
 	}
 }
 
-// dropSpares gives the space of the files back that hold nothing.
+// dropSpares gives back the space of the files that hold nothing; while the
+// overlay is open, without those that the writers will take next.
 func (o *Overlay) dropSpares() (dropped bool) {
 	o.mu.Lock()
 	spares := o.shelf.spares
 	o.shelf.spares = nil
-	if next := o.shelf.next; next != nil && o.closed {
-		spares, o.shelf.next = append(spares, next), nil
+	if o.closed {
+		if next := o.shelf.next; next != nil {
+			spares, o.shelf.next = append(spares, next), nil
+		}
+		for seq, f := range o.files {
+			if f.used == 0 {
+				spares = append(spares, f)
+				delete(o.files, seq)
+			}
+		}
 	}
 	o.mu.Unlock()
 	for _, f := range spares {

@@ -135,9 +135,15 @@ type Stats struct {
 func (o *Overlay) Stats() Stats {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
+	files := 0
+	for _, f := range o.files {
+		if f.used > 0 {
+			files++
+		}
+	}
 	return Stats{
 		DataPages: o.state.data, ZeroPages: o.state.zeros,
-		LogBytes: o.logged, LogFiles: len(o.files),
+		LogBytes: o.logged, LogFiles: files,
 		Writes: o.stats.writes, Bytes: o.stats.bytes, Records: o.stats.records,
 		Syncs: o.stats.syncs, Checkpoints: o.stats.checkpoints, Failed: o.failed,
 	}

@@ -37,7 +37,11 @@ const windowBytes = 4 << 20
 const searchBytes = 16 << 20
 
 func (r *replay) run() error {
-	r.buf = make([]byte, 0, windowBytes)
+	longest := int64(0)
+	for _, f := range r.logs {
+		longest = max(longest, int64(f.pages)*pageSize)
+	}
+	r.buf = make([]byte, 0, min(windowBytes, longest))
 	for i, f := range r.logs {
 		limit, err := r.firstOf(r.logs[i+1:])
 		if err != nil {
@@ -142,7 +146,7 @@ func (r *replay) record(f *logFile, page uint32) (*recordHeader, int64, error) {
 // window returns n bytes of f at off, or fewer where the file ends.
 func (r *replay) window(f *logFile, off int64, n int) ([]byte, error) {
 	if r.in != f || off < r.start || off+int64(n) > r.start+int64(len(r.buf)) {
-		length := min(windowBytes, int64(f.pages)*pageSize-off)
+		length := min(int64(cap(r.buf)), int64(f.pages)*pageSize-off)
 		got, err := f.f.ReadAt(r.buf[:max(0, length)], off)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, fmt.Errorf("overlay %s: reading log file %s: %w", r.overlay.dir, f.name, err)
