@@ -445,14 +445,14 @@ func TestRebuild(t *testing.T) {
 	if _, ok := x.Lookup(identity(90_000)); !ok {
 		t.Error("a rebuild that failed has removed something")
 	}
-	if err := x.Rebuild(t.Context(), sequence(entries(0, 5000))); err != nil {
+	if err := x.rebuild(t.Context(), sequence(entries(0, 5000)), 100); err != nil {
 		t.Fatal(err)
 	}
 	wantAll(t, x, 0, 5000)
 	if _, ok := x.Lookup(identity(90_000)); ok {
 		t.Error("an old entry is still there")
 	}
-	if names := backendtest.Names(t, b, ""); len(names) != 1 {
+	if names := backendtest.Names(t, b, ""); len(names) != x.Stats().Runs || len(names) >= fanIn {
 		t.Errorf("left %q", names)
 	}
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
-	"slices"
 
 	"lifeboat/store/backend"
 	"lifeboat/store/internal/segment"
@@ -97,55 +95,4 @@ func (p *partition) inconsistent(page int, entries []byte, last *segment.Identit
 		*last, begin = e.ID, false
 	}
 	return ""
-}
-
-// rebuildRun is how many entries Rebuild sorts in memory at a time: 24 MB.
-const rebuildRun = 1 << 20
-
-// Rebuild makes the index anew from entries, in any order: what a scan of all
-// segments yields. The runs that were there before are removed at the end,
-// damaged or not; those that others publish meanwhile stay. It may be
-// interrupted at any moment.
-func (x *Index) Rebuild(ctx context.Context, entries iter.Seq2[Entry, error]) error {
-	var before []string
-	for info, err := range x.b.List(ctx, Prefix) {
-		if err != nil {
-			return fmt.Errorf("rebuild dedupe index: %w", err)
-		}
-		before = append(before, info.Name)
-	}
-	batch := make([]Entry, 0, rebuildRun)
-	for e, err := range entries {
-		if err != nil {
-			return fmt.Errorf("rebuild dedupe index: %w", err)
-		}
-		if batch = append(batch, e); len(batch) == rebuildRun {
-			if err := x.Publish(ctx, batch); err != nil {
-				return err
-			}
-			batch = batch[:0]
-		}
-	}
-	if err := x.Publish(ctx, batch); err != nil {
-		return err
-	}
-	if err := x.drop(ctx, before); err != nil {
-		return fmt.Errorf("rebuild dedupe index: %w", err)
-	}
-	return x.Merge(ctx)
-}
-
-// drop removes objects and the runs in them.
-func (x *Index) drop(ctx context.Context, objects []string) error {
-	x.publish.Lock()
-	defer x.publish.Unlock()
-	x.replaceRuns(slices.DeleteFunc(slices.Clone(*x.runs.Load()), func(r *run) bool {
-		return slices.Contains(objects, r.id.object())
-	}))
-	for _, name := range objects {
-		if err := x.b.Remove(ctx, name); err != nil {
-			return err
-		}
-	}
-	return nil
 }
