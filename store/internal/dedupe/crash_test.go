@@ -160,7 +160,17 @@ func TestReadErrors(t *testing.T) {
 		t.Error("an entry was found without reading")
 	}
 	merge(t, x)
+	if s := openIndex(t, b).Stats(); s.Runs != 0 {
+		t.Errorf("%d runs could be opened without reading", s.Runs)
+	}
+	if d := verify(t, b); len(d) != fanIn {
+		t.Errorf("Verify: %v", d)
+	}
 	remove()
+	f.Fail(crashfs.Rule{Op: crashfs.OpRead, Err: syscall.EAGAIN, Times: 1})
+	if _, err := Open(t.Context(), b, testKeys(), Options{}); !errors.Is(err, syscall.EAGAIN) {
+		t.Errorf("a failure that may pass: %v", err)
+	}
 	wantAll(t, x, 0, 400)
 	wantAll(t, openIndex(t, b), 0, 400)
 	merge(t, x)

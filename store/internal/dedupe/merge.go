@@ -248,8 +248,8 @@ func (c *cursor) nextPage() (err error) {
 	if len(c.loaded) == 0 {
 		n := min(readPages, p.pages()-c.page)
 		c.loaded = c.buf[:n*pageSize]
-		if err := readFull(c.run.obj, c.loaded, p.offset+int64(c.page)*pageSize); err != nil {
-			return fmt.Errorf("read %s: %w", c.run.id.object(), err)
+		if err := c.run.read(c.loaded, p.offset+int64(c.page)*pageSize); err != nil {
+			return err
 		}
 	}
 	c.entries, err = c.run.openPage(p, c.page, c.loaded[:pageSize], &c.nonce)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"syscall"
 
 	"lifeboat/store/backend"
 	"lifeboat/store/internal/segment"
@@ -71,8 +72,8 @@ func (r *run) readDirectory(keys Keys) ([]place, error) {
 		return nil, r.damage(0, size, "it is too short for a run")
 	}
 	trailer := make([]byte, trailerSize)
-	if err := readFull(r.obj, trailer, size-trailerSize); err != nil {
-		return nil, fmt.Errorf("read %s: %w", r.id.object(), err)
+	if err := r.read(trailer, size-trailerSize); err != nil {
+		return nil, err
 	}
 	bad := func(reason string) error { return r.damage(size-trailerSize, trailerSize, reason) }
 	if string(trailer[56:]) != magic || binary.LittleEndian.Uint32(trailer[44:]) != version {
@@ -83,8 +84,8 @@ func (r *run) readDirectory(keys Keys) ([]place, error) {
 		return nil, bad("its directory cannot be where it says")
 	}
 	sealed := make([]byte, length)
-	if err := readFull(r.obj, sealed, offset); err != nil {
-		return nil, fmt.Errorf("read %s: %w", r.id.object(), err)
+	if err := r.read(sealed, offset); err != nil {
+		return nil, err
 	}
 	var err error
 	if r.seal, err = newSeal(keys, trailer[:saltSize]); err != nil {
@@ -152,10 +153,14 @@ func (r *run) readSummaries(places []place, damaged func(*DamageError)) error {
 	for i, pl := range places {
 		buf = slices.Grow(buf[:0], pl.summary)[:pl.summary]
 		at := r.offsets[i] + int64(pl.pages)*pageSize
-		if err := readFull(r.obj, buf, at); err != nil {
-			return fmt.Errorf("read %s: %w", r.id.object(), err)
+		err := r.read(buf, at)
+		if err != nil && !errors.As(err, new(*DamageError)) {
+			return err
 		}
-		p, err := r.openSummary(i, pl, buf)
+		var p *partition
+		if err == nil {
+			p, err = r.openSummary(i, pl, buf)
+		}
 		if err != nil {
 			damaged(r.damage(at, int64(pl.summary), fmt.Sprintf("summary of partition %d: %v", i, err)))
 			p = nil
@@ -276,8 +281,8 @@ func searchPage(entries []byte, id segment.Identity) (segment.Addr, bool) {
 func (r *run) readPage(p *partition, i int, s *scratch) ([]byte, error) {
 	at := p.offset + int64(i)*pageSize
 	if n, ok := r.obj.(backend.NoWaitReader); !ok || !n.ReadAtNoWait(s.page[:], at) {
-		if err := readFull(r.obj, s.page[:], at); err != nil {
-			return nil, fmt.Errorf("read %s: %w", r.id.object(), err)
+		if err := r.read(s.page[:], at); err != nil {
+			return nil, err
 		}
 	}
 	return r.openPage(p, i, s.page[:], &s.nonce)
@@ -304,10 +309,15 @@ func (r *run) memory() int {
 	return n
 }
 
-func readFull(o backend.Object, p []byte, off int64) error {
-	n, err := o.ReadAt(p, off)
-	if n == len(p) {
+// read fills p from off. What the medium has lost (EIO) is damage; other
+// failures may pass.
+func (r *run) read(p []byte, off int64) error {
+	n, err := r.obj.ReadAt(p, off)
+	switch {
+	case n == len(p):
 		return nil
+	case errors.Is(err, syscall.EIO):
+		return r.damage(off, int64(len(p)), err.Error())
 	}
-	return cmp.Or(err, io.ErrUnexpectedEOF)
+	return fmt.Errorf("read %s: %w", r.id.object(), cmp.Or(err, io.ErrUnexpectedEOF))
 }
