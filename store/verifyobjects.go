@@ -47,7 +47,7 @@ func (v *verification) list(ctx context.Context) (*listing, error) {
 // sortIn puts an object where it belongs and reports whether it does.
 func (v *verification) sortIn(l *listing, info backend.Info) bool {
 	switch {
-	case info.Name == keyring.HeaderName, strings.HasPrefix(info.Name, keyring.KeyPrefix), strings.HasPrefix(info.Name, indexPrefix):
+	case info.Name == keyring.HeaderName, info.Name == condemnedName, strings.HasPrefix(info.Name, keyring.KeyPrefix), strings.HasPrefix(info.Name, indexPrefix):
 		return true // keyring and dedupe know their own
 	case strings.HasPrefix(info.Name, pointPrefix):
 		l.points = append(l.points, info)
@@ -74,6 +74,11 @@ func (v *verification) small(ctx context.Context, l *listing) ([]*pointRecord, e
 		return nil, err
 	}
 	if err := v.index(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := v.r.getSealed(ctx, condemnedName, maxCondemnedBytes); errors.Is(err, ErrDamaged) {
+		v.whole(condemnedName, err, nil)
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	var recs []*pointRecord
