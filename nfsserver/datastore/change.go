@@ -82,7 +82,7 @@ func (ch *change) now() (Attr, error) {
 func (ch *change) release() { ch.dir.release(ch.file) }
 
 // persist makes the directory's entries durable.
-func (ch *change) persist() error { return ch.dir.syncDir(ch.fd) }
+func (ch *change) persist() error { return ch.dir.syncAll(ch.fd) }
 
 // persistNew makes a new file (or directory) durable, open as fd, and its name.
 // Where the host makes metadata durable in order, the sync of the directory
@@ -117,10 +117,6 @@ func openFD(dirfd int, name string, flags int, mode uint32) (fd int, err error) 
 		return -1, err
 	}
 	return fd, nil
-}
-
-func (n *Node) syncDir(fd int) error {
-	return n.group().do(func() error { return syncFD(fd) })
 }
 
 // lookup describes name in the directory. The namespace lock is held.

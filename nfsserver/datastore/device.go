@@ -159,20 +159,20 @@ func (d *virtualDisk) settle(n *Node, final bool) error {
 		return nil
 	}
 	d.settled = now
-	d.mu.Lock()
-	mtime, stale := d.mtime, d.stale
-	d.stale = false
-	d.mu.Unlock()
-	if !stale && !final {
-		return nil
-	}
 	f, err := n.acquire()
 	if err != nil {
 		return err
 	}
 	defer n.release(f)
+	d.mu.Lock()
+	mtime, stale := d.mtime, d.stale
+	d.stale = false
+	d.mu.Unlock()
 	if stale {
 		if err := setTimes(f.fd, timespec{omit: true}, timespec{ns: mtime}); err != nil {
+			d.mu.Lock()
+			d.stale = true
+			d.mu.Unlock()
 			return err
 		}
 	}

@@ -35,6 +35,20 @@
 // have done on stable storage before the reply (§4.8). All of them return only
 // then; concurrent changes of one directory share its fsync (groupSync).
 //
+// # Limits
+//
+// Names have 1 to 255 bytes. A session has at most Options.MaxFiles files made
+// by clients; each that has been seen takes about 400 bytes of memory until it
+// is removed or the session is detached. At most Options.MaxOpen descriptors are
+// kept, the most recently used; more are open only while more are in use. A
+// virtual disk keeps its size. Sessions do not share files. Devices, sockets and
+// FIFOs cannot be made.
+//
+// The host's file system should have births of inodes or file handles, extended
+// attributes and unnamed files (ext4, XFS, Btrfs and new tmpfs have all);
+// without them everything works, with the weaker promises that are described
+// where they are used.
+//
 // # Locks, in the order in which they are taken
 //
 //	Tree.admin               Attach, Detach, Bind, Close

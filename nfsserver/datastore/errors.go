@@ -12,31 +12,31 @@ import (
 // in its comment. They arrive wrapped in an [OpError], together with their
 // cause: decide with errors.Is.
 var (
-	ErrPerm        error = &kind{unix.EPERM, "not the owner"}                                  // NFS3ERR_PERM
-	ErrNoEnt       error = &kind{unix.ENOENT, "no such file or directory"}                     // NFS3ERR_NOENT
-	ErrIO          error = &kind{unix.EIO, "input/output error"}                               // NFS3ERR_IO
-	ErrAcces       error = &kind{unix.EACCES, "permission denied"}                             // NFS3ERR_ACCES
-	ErrExist       error = &kind{unix.EEXIST, "already exists"}                                // NFS3ERR_EXIST
-	ErrXDev        error = &kind{unix.EXDEV, "not in the same session"}                        // NFS3ERR_XDEV
-	ErrNotDir      error = &kind{unix.ENOTDIR, "not a directory"}                              // NFS3ERR_NOTDIR
-	ErrIsDir       error = &kind{unix.EISDIR, "is a directory"}                                // NFS3ERR_ISDIR
-	ErrInval       error = &kind{unix.EINVAL, "invalid argument"}                              // NFS3ERR_INVAL
-	ErrFBig        error = &kind{unix.EFBIG, "beyond the largest size of the file"}            // NFS3ERR_FBIG
-	ErrNoSpc       error = &kind{unix.ENOSPC, "no space left on the datastore"}                // NFS3ERR_NOSPC
-	ErrROFS        error = &kind{unix.EROFS, "read-only"}                                      // NFS3ERR_ROFS
-	ErrMLink       error = &kind{unix.EMLINK, "too many hard links"}                           // NFS3ERR_MLINK
-	ErrNameTooLong error = &kind{unix.ENAMETOOLONG, "name too long"}                           // NFS3ERR_NAMETOOLONG
-	ErrNotEmpty    error = &kind{unix.ENOTEMPTY, "directory not empty"}                        // NFS3ERR_NOTEMPTY
-	ErrDQuot       error = &kind{unix.EDQUOT, "quota exceeded"}                                // NFS3ERR_DQUOT
-	ErrStale       error = &kind{unix.ESTALE, "stale file handle: the file is gone"}           // NFS3ERR_STALE
-	ErrBadHandle   error = &kind{unix.ESTALE, "not a file handle of this server"}              // NFS3ERR_BADHANDLE
-	ErrNotSync     error = &kind{unix.EINVAL, "ctime differs from the guard"}                  // NFS3ERR_NOT_SYNC
-	ErrBadCookie   error = &kind{unix.EINVAL, "directory cookie not valid"}                    // NFS3ERR_BAD_COOKIE
-	ErrNotSupp     error = &kind{unix.EOPNOTSUPP, "operation not supported"}                   // NFS3ERR_NOTSUPP
-	ErrTooSmall    error = &kind{unix.EINVAL, "buffer too small"}                              // NFS3ERR_TOOSMALL
-	ErrBadType     error = &kind{unix.EINVAL, "file type not supported"}                       // NFS3ERR_BADTYPE
-	ErrServerFault error = &kind{unix.EIO, "internal error"}                                   // NFS3ERR_SERVERFAULT
-	ErrJukebox     error = &kind{unix.EAGAIN, "not available right now: session not attached"} // NFS3ERR_JUKEBOX
+	ErrPerm        error = &kind{unix.EPERM, "not the owner"}                        // NFS3ERR_PERM
+	ErrNoEnt       error = &kind{unix.ENOENT, "no such file or directory"}           // NFS3ERR_NOENT
+	ErrIO          error = &kind{unix.EIO, "input/output error"}                     // NFS3ERR_IO
+	ErrAcces       error = &kind{unix.EACCES, "permission denied"}                   // NFS3ERR_ACCES
+	ErrExist       error = &kind{unix.EEXIST, "already exists"}                      // NFS3ERR_EXIST
+	ErrXDev        error = &kind{unix.EXDEV, "not in the same session"}              // NFS3ERR_XDEV
+	ErrNotDir      error = &kind{unix.ENOTDIR, "not a directory"}                    // NFS3ERR_NOTDIR
+	ErrIsDir       error = &kind{unix.EISDIR, "is a directory"}                      // NFS3ERR_ISDIR
+	ErrInval       error = &kind{unix.EINVAL, "invalid argument"}                    // NFS3ERR_INVAL
+	ErrFBig        error = &kind{unix.EFBIG, "beyond the largest size of the file"}  // NFS3ERR_FBIG
+	ErrNoSpc       error = &kind{unix.ENOSPC, "no space left on the datastore"}      // NFS3ERR_NOSPC
+	ErrROFS        error = &kind{unix.EROFS, "read-only"}                            // NFS3ERR_ROFS
+	ErrMLink       error = &kind{unix.EMLINK, "too many hard links"}                 // NFS3ERR_MLINK
+	ErrNameTooLong error = &kind{unix.ENAMETOOLONG, "name too long"}                 // NFS3ERR_NAMETOOLONG
+	ErrNotEmpty    error = &kind{unix.ENOTEMPTY, "directory not empty"}              // NFS3ERR_NOTEMPTY
+	ErrDQuot       error = &kind{unix.EDQUOT, "quota exceeded"}                      // NFS3ERR_DQUOT
+	ErrStale       error = &kind{unix.ESTALE, "stale file handle: the file is gone"} // NFS3ERR_STALE
+	ErrBadHandle   error = &kind{unix.ESTALE, "not a file handle of this server"}    // NFS3ERR_BADHANDLE
+	ErrNotSync     error = &kind{unix.EINVAL, "ctime differs from the guard"}        // NFS3ERR_NOT_SYNC
+	ErrBadCookie   error = &kind{unix.EINVAL, "directory cookie not valid"}          // NFS3ERR_BAD_COOKIE
+	ErrNotSupp     error = &kind{unix.EOPNOTSUPP, "operation not supported"}         // NFS3ERR_NOTSUPP
+	ErrTooSmall    error = &kind{unix.EINVAL, "buffer too small"}                    // NFS3ERR_TOOSMALL
+	ErrBadType     error = &kind{unix.EINVAL, "file type not supported"}             // NFS3ERR_BADTYPE
+	ErrServerFault error = &kind{unix.EIO, "internal error"}                         // NFS3ERR_SERVERFAULT
+	ErrJukebox     error = &kind{unix.EAGAIN, "not available right now, try again"}  // NFS3ERR_JUKEBOX
 )
 
 // kind is one of the errors above, with the errno that says the same to code

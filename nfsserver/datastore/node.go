@@ -32,7 +32,7 @@ type Node struct {
 	attrSeq atomic.Uint64 // goes up with every change of the attributes
 	attr    atomic.Pointer[cachedAttr]
 	disk    atomic.Pointer[virtualDisk]
-	syncs   atomic.Pointer[groupSync]
+	syncs   atomic.Pointer[nodeSyncs]
 
 	file *openFile // guarded by tree.files.mu
 
@@ -368,11 +368,23 @@ func (n *Node) is(st *stat) bool {
 	return st.attr.FileID == n.ino && st.btime == n.btime && st.attr.Type == n.typ && st.dev == n.tree.dev
 }
 
-// group is the node's groupSync, made at first use.
-func (n *Node) group() *groupSync {
+// nodeSyncs are what can be asked to be durable of a node. They are apart,
+// because fdatasync(2) does not cover what fsync(2) does.
+type nodeSyncs struct {
+	content groupSync // fdatasync
+	all     groupSync // fsync: attributes, or a directory's entries
+}
+
+// group is the node's nodeSyncs, made at first use.
+func (n *Node) group() *nodeSyncs {
 	if g := n.syncs.Load(); g != nil {
 		return g
 	}
-	n.syncs.CompareAndSwap(nil, &groupSync{})
+	n.syncs.CompareAndSwap(nil, &nodeSyncs{})
 	return n.syncs.Load()
+}
+
+// syncAll makes attributes, entries and content durable; fd is the node's.
+func (n *Node) syncAll(fd int) error {
+	return n.group().all.do(func() error { return syncFD(fd) })
 }

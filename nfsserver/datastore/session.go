@@ -1,9 +1,11 @@
 package datastore
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +29,8 @@ type session struct {
 
 	indexing sync.Mutex // taken before ns
 	indexed  bool       // guarded by indexing
+	failed   error      // outcome of an index that failed; guarded by indexing
+	failedAt time.Duration
 }
 
 // Attach shows the session's directory, which must exist in the root, to
@@ -198,14 +202,20 @@ func (t *Tree) bind(path string, dev disk.Device) error {
 	return nil
 }
 
+// retryIndex bounds how often a listing that fails is tried again.
+const retryIndex = time.Second
+
 // index makes every file of the session known, so that the handles that
 // clients hold from before a restart are found. That is needed once; again
 // asks for it anyway, when a file was moved on the host.
 func (s *session) index(again bool) error {
 	s.indexing.Lock()
 	defer s.indexing.Unlock()
-	if s.indexed && !again {
+	switch {
+	case s.indexed && !again:
 		return nil
+	case s.failed != nil && s.tree.clock()-s.failedAt < retryIndex:
+		return s.failed
 	}
 	start := s.tree.clock()
 	s.ns.RLock()
@@ -215,7 +225,7 @@ func (s *session) index(again bool) error {
 		dir := queue[0]
 		queue = queue[1:]
 		dirs, n, err := dir.adoptAll()
-		if err != nil {
+		if err != nil && (dir == s.dir || !errors.Is(err, errLost)) {
 			// One directory must not hide the others. But a file that may be in
 			// it must not be called stale: nothing is settled.
 			failed = err
@@ -225,9 +235,10 @@ func (s *session) index(again bool) error {
 		queue = append(queue, dirs...)
 	}
 	if failed != nil {
-		return &OpError{Op: "index", Name: s.name, Kind: ErrJukebox, Err: failed}
+		s.failed, s.failedAt = &OpError{Op: "index", Name: s.name, Kind: ErrJukebox, Err: failed}, s.tree.clock()
+		return s.failed
 	}
-	s.indexed = true
+	s.indexed, s.failed = true, nil
 	s.tree.log.Debug("session indexed", "session", s.name, "files", found, "took", s.tree.clock()-start)
 	return nil
 }
@@ -250,13 +261,16 @@ func (n *Node) adoptAll() (dirs []*Node, found int, err error) {
 			return dirs, found, err
 		}
 		name := string(e.name)
+		var child *Node
 		st, err := n.tree.statAt(fd, name)
-		if err != nil {
-			continue // removed on the host just now
+		if err == nil {
+			child, err = n.tree.adopt(n, fd, name, &st)
 		}
-		child, err := n.tree.adopt(n, fd, name, &st)
+		if err == unix.ENOENT || err == ErrXDev {
+			continue // removed on the host just now, or mounted there
+		}
 		if err != nil {
-			continue
+			return dirs, found, err
 		}
 		found++
 		if child.typ == TypeDirectory {

@@ -241,7 +241,7 @@ func (d *virtualDisk) setTimes(n *Node, fd int, set *SetAttr) error {
 // persistAttr makes attributes durable.
 func (n *Node) persistAttr(f *openFile) error {
 	if n.typ == TypeRegular || n.typ == TypeDirectory {
-		return n.group().do(func() error { return syncFD(f.fd) })
+		return n.syncAll(f.fd)
 	}
 	// A symbolic link cannot be synced by itself; the journal that its
 	// directory's sync writes holds its attributes too.
@@ -254,5 +254,5 @@ func (n *Node) persistAttr(f *openFile) error {
 		return err
 	}
 	defer parent.release(dir)
-	return parent.syncDir(dir.fd)
+	return parent.syncAll(dir.fd)
 }
