@@ -54,7 +54,7 @@ func (m *pageMap) items(yield func(item) bool) {
 			if c == nil {
 				continue
 			}
-			it := item{chunk: uint32(i*nodeChunks + j), count: 1, kind: c.kind(), bits: c}
+			it := item{chunk: uint32(i*nodeChunks + j), count: 1, kind: m.kind(c), bits: c}
 			if it.kind != itemBits && it.kind == last.kind && it.chunk == last.chunk+last.count {
 				last.count++
 				continue
@@ -70,7 +70,13 @@ func (m *pageMap) items(yield func(item) bool) {
 	}
 }
 
-func (c *chunk) kind() uint32 {
+func (m *pageMap) kind(c *chunk) uint32 {
+	switch c {
+	case m.dataChunk:
+		return itemData
+	case m.zeroChunk:
+		return itemZeros
+	}
 	switch data, zeros := c.count(); {
 	case data == chunkPages:
 		return itemData
@@ -82,7 +88,7 @@ func (c *chunk) kind() uint32 {
 
 // writeCheckpoint writes h and m, with h's counts filled in.
 func writeCheckpoint(w io.Writer, h checkpointHeader, m *pageMap) error {
-	h.data, h.zeros = uint64(m.data), uint64(m.zeros)
+	h.data, h.zeros, h.items = uint64(m.data), uint64(m.zeros), 0
 	for range m.items {
 		h.items++
 	}

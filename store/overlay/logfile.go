@@ -213,10 +213,10 @@ func (o *Overlay) createFile(name string) (*logFile, error) {
 	f := &logFile{name: name, f: newLocalFile(file), pages: o.filePages}
 	for {
 		err = file.Allocate(0, int64(f.pages)*pageSize)
-		if !errors.Is(err, syscall.ENOSPC) || f.pages/8 < uint32(o.recPages)+1 {
+		if !errors.Is(err, syscall.ENOSPC) || f.pages/2 < uint32(o.recPages)+1 {
 			break
 		}
-		f.pages /= 8
+		f.pages /= 2
 		err = file.Truncate(0)
 	}
 	if err == nil {
