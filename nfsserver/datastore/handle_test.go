@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestHandlesSurviveRestartAndRename(t *testing.T) {
@@ -209,4 +211,25 @@ func FuzzResolve(f *testing.F) {
 			t.Fatal("handle of another file")
 		}
 	})
+}
+
+// While the session cannot be listed nothing may be called stale: that would
+// kill a VM whose file is there.
+func TestFailedListingIsNotStale(t *testing.T) {
+	f := newFixture(t)
+	f.mkdir("dir")
+	fh := slices.Clone(f.create("file").Handle())
+	f.restart(true)
+	var limit unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	none := limit
+	none.Cur = 3
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &none))
+	_, err := f.Resolve(fh)
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	wantErr(t, err, ErrJukebox)
+	f.session("s").failed = nil // it is remembered for a second
+	if _, err := f.Resolve(fh); err != nil {
+		t.Fatal(err)
+	}
 }
