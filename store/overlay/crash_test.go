@@ -63,42 +63,50 @@ func work(o *Overlay, h *history, rng *rand.Rand, steps int) error {
 }
 
 // crashOnce runs the overlay through lives that end in power loss, the first at
-// a given sync, and checks each time what survived.
+// a given sync, or in the death of the process, and checks each time what
+// survived.
 func crashOnce(seed uint64, stopSync int) (stopped bool, err error) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	fsys := crashfs.New(seed, crashfs.Options{})
 	h := newHistory(testOptions(fsys).Base, testSize)
-	for life := range 5 {
+	for life := range 6 {
 		switch {
 		case life == 0:
 			fsys.StopAtSync(stopSync)
-		case life < 4:
-			fsys.StopAtPoint(1 + rng.IntN(250))
+		case life < 5:
+			fsys.StopAtPoint(fsys.Points() + 1 + rng.IntN(250))
 		}
 		err := liveOnce(fsys, h, rng)
 		if err != nil && !errors.Is(err, crashfs.ErrPowerLoss) {
 			return stopped, fmt.Errorf("life %d: %w", life, err)
 		}
 		stopped = stopped || life == 0 && err != nil
-		fsys.Stop()
-		fsys = fsys.Crash(rng.Uint64())
+		if err != nil || rng.IntN(3) == 0 {
+			was := fsys
+			fsys = was.Crash(rng.Uint64())
+			was.Stop()
+		}
 	}
 	return stopped, nil
 }
 
-// liveOnce opens the overlay, checks what survived, works and perhaps closes. It
-// returns the first error, which is for the machine's stop to explain.
+// liveOnce opens the overlay, checks what survived, works and perhaps closes,
+// else is killed. It returns the first error, which is for the machine's stop
+// to explain.
 func liveOnce(fsys *crashfs.FS, h *history, rng *rand.Rand) error {
-	o, err := Open(testOptions(fsys))
+	p := newProcess(fsys)
+	o, err := Open(testOptions(p))
 	if err != nil {
 		return err
 	}
-	defer o.Close()
+	defer func() {
+		p.dead.Store(true) // so that Close cannot bring more to the disk than is known
+		o.Close()
+	}()
 	if err := h.survived(o); err != nil {
 		return err
 	}
 	if err := work(o, h, rng, 40); err != nil {
-		fsys.Stop() // so that Close cannot bring more to the disk than is known
 		return err
 	}
 	if rng.IntN(4) == 0 {
@@ -110,13 +118,12 @@ func liveOnce(fsys *crashfs.FS, h *history, rng *rand.Rand) error {
 	if fsys.Stopped() {
 		return crashfs.ErrPowerLoss
 	}
-	fsys.Stop()
 	return nil
 }
 
 // TestPowerLoss loses power at every sync of a run, and some more times after.
 func TestPowerLoss(t *testing.T) {
-	for run := range crashRuns(t, 3) {
+	for run := range crashRuns(t, 2) {
 		for stop := 1; ; stop++ {
 			seed := uint64(run)<<32 | uint64(stop)
 			stopped, err := crashOnce(seed, stop)

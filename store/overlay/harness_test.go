@@ -2,13 +2,16 @@ package overlay
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"lifeboat/disk"
@@ -157,4 +160,92 @@ func randomBytes(rng *rand.Rand, n int64) []byte {
 		clear(p[at:min(n, at+3*pageSize)])
 	}
 	return p
+}
+
+// errKilled is what a killed process gets.
+var errKilled = errors.New("the process was killed")
+
+// process is a process's view of a file system. Killed, it can do nothing any
+// more; what it wrote stays where it is, synced or not.
+type process struct {
+	vfs.FS
+	dead *atomic.Bool
+}
+
+func newProcess(fsys vfs.FS) process { return process{fsys, new(atomic.Bool)} }
+
+func (p process) alive() error {
+	if p.dead.Load() {
+		return errKilled
+	}
+	return nil
+}
+
+func (p process) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	if err := p.alive(); err != nil {
+		return nil, err
+	}
+	f, err := p.FS.OpenFile(name, flag, perm)
+	return processFile{f, p}, err
+}
+
+func (p process) Rename(oldname, newname string) error {
+	if err := p.alive(); err != nil {
+		return err
+	}
+	return p.FS.Rename(oldname, newname)
+}
+
+func (p process) Remove(name string) error {
+	if err := p.alive(); err != nil {
+		return err
+	}
+	return p.FS.Remove(name)
+}
+
+func (p process) SyncDir(name string) error {
+	if err := p.alive(); err != nil {
+		return err
+	}
+	return p.FS.SyncDir(name)
+}
+
+type processFile struct {
+	vfs.File
+	p process
+}
+
+func (f processFile) WriteAt(b []byte, off int64) (int, error) {
+	if err := f.p.alive(); err != nil {
+		return 0, err
+	}
+	return f.File.WriteAt(b, off)
+}
+
+func (f processFile) Sync() error {
+	if err := f.p.alive(); err != nil {
+		return err
+	}
+	return f.File.Sync()
+}
+
+func (f processFile) Truncate(size int64) error {
+	if err := f.p.alive(); err != nil {
+		return err
+	}
+	return f.File.Truncate(size)
+}
+
+func (f processFile) Allocate(off, n int64) error {
+	if err := f.p.alive(); err != nil {
+		return err
+	}
+	return f.File.Allocate(off, n)
+}
+
+func (f processFile) PunchHole(off, n int64) error {
+	if err := f.p.alive(); err != nil {
+		return err
+	}
+	return f.File.PunchHole(off, n)
 }
