@@ -23,6 +23,8 @@ what() {
 			e2fsprogs: mke2fs, the disk's file system
 			grub-common: grub-mkimage, the disk's boot loader
 			grub-pc-bin: the boot loader's parts for a PC's BIOS
+			mount: the disk is filled through a bind mount of its tree
+			util-linux: unshare, to make that mount invisible
 			ca-certificates: to fetch packages
 		LIST
 		[ "$(id -u)" = 0 ] || echo 'uidmap: subordinate user IDs, to make the disk without root'
@@ -32,7 +34,6 @@ what() {
 		cat <<-'LIST'
 			libnfs-utils: nfs-ls, nfs-cp, nfs-cat: libnfs as a client
 			iproute2: network namespaces of the NFS tests
-			util-linux: unshare
 			git: tests of the tree itself
 			gcc: the race detector
 			libc6-dev: the race detector

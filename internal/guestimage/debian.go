@@ -55,7 +55,7 @@ func DebianDisk(ctx context.Context, cacheDir string, progress Progress) (string
 // recipeBytes is all that is ours in the disk, for the cache's key.
 func recipeBytes() ([]byte, error) {
 	var all bytes.Buffer
-	fmt.Fprintln(&all, diskSize, partStart, packages(), masked(), coreModules(), debootstrapArgs("", ""), fileSystemArgs())
+	fmt.Fprintln(&all, diskSize, partStart, packages(), masked(), coreModules(), debootstrapArgs("", makeFileSystem("")))
 	err := fs.WalkDir(recipe, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -192,6 +192,11 @@ func overlayFiles(k kernel) (map[string][]byte, error) {
 	version, err := k.version()
 	if err != nil {
 		return nil, err
+	}
+	for _, list := range moduleLists() {
+		if files["usr/lib/modules/"+version+"/"+list], err = os.ReadFile(filepath.Join(k.dir, list)); err != nil {
+			return nil, err
+		}
 	}
 	modules, err := os.ReadDir(k.modules())
 	if err != nil {

@@ -61,7 +61,7 @@ func debootstrap(ctx context.Context, scratch, overlay, path string) error {
 		return errors.New("making the disk needs root, or the Debian package uidmap and subordinate user IDs (see subuid(5))")
 	}
 	carried := filepath.Join(scratch, "carried.img")
-	args := debootstrapArgs(quote(overlay), makeFileSystem(`"$1.img"`)+` && mv "$1.img" "$1/lifeboat.img"`)
+	args := debootstrapArgs(quote(overlay), makeFileSystem(`"$1.img"`)+"\nmv \"$1.img\" \"$1/lifeboat.img\"")
 	n := len(args) - 4
 	args = append(args[:n:n], append([]string{"--customize-hook=download /lifeboat.img " + quote(carried)}, args[n:]...)...)
 	if err := run(command(ctx, scratch, "mmdebstrap", append([]string{"--mode=unshare"}, args...)...)); err != nil {
@@ -72,11 +72,24 @@ func debootstrap(ctx context.Context, scratch, overlay, path string) error {
 
 // makeFileSystem is the hook's shell command that makes image from the tree $1.
 // mmdebstrap has /proc and more mounted in the tree; a bind mount of it alone,
-// in a mount namespace that ends with the command, shows it without them.
+// in a mount namespace that ends with the command, shows it without them. Where
+// mounting is not allowed nothing can be mounted in the tree either.
 func makeFileSystem(image string) string {
-	return `mkdir "$1.tree" && unshare --mount sh -ec 'mount --bind "$1" "$1.tree"; mke2fs ` +
-		strings.Join(fileSystemArgs(), " ") + ` -d "$1.tree" "$2" ` + fmt.Sprintf("%dk", (diskSize-partStart)>>10) +
-		`' sh "$1" ` + image + ` && rmdir "$1.tree"`
+	mkfs := "mke2fs " + strings.Join(fileSystemArgs(), " ")
+	size := fmt.Sprintf("%dk", (diskSize-partStart)>>10)
+	return `set -e
+if unshare --mount --propagation unchanged true 2>/dev/null; then
+	mkdir "$1.tree"
+	unshare --mount --propagation unchanged sh -ec '
+		mount --make-rprivate / 2>/dev/null || :
+		mount --bind "$1" "$1.tree"
+		trap "umount \"$1.tree\"" EXIT
+		` + mkfs + ` -d "$1.tree" "$2" ` + size + `
+	' sh "$1" ` + image + `
+	rmdir "$1.tree"
+else
+	` + mkfs + ` -d "$1" ` + image + ` ` + size + `
+fi`
 }
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -38,7 +38,7 @@ func run(cmd *exec.Cmd) error {
 		return fmt.Errorf("%s is not installed: %w (tools/provision.sh demo installs what is needed)", cmd.Args[0], err)
 	}
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Args[0]), err, strings.Join(lines[max(0, len(lines)-5):], " | "))
+	return fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Args[0]), err, strings.Join(lines[max(0, len(lines)-12):], " | "))
 }
 
 // download fetches packages as .deb files into dir, without installing them.

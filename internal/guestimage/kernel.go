@@ -27,11 +27,16 @@ func wantedModules() []string {
 	}
 }
 
+// moduleLists are the kernel's own lists, which depmod reads.
+func moduleLists() []string {
+	return []string{"modules.builtin", "modules.builtin.modinfo", "modules.order"}
+}
+
 // ensureKernel downloads and unpacks the kernel once.
 func ensureKernel(ctx context.Context, cacheDir string, progress Progress) (kernel, error) {
 	a := artifact{
 		name:  "kernel",
-		files: []byte("1 " + strings.Join(wantedModules(), " ")),
+		files: []byte("2 " + strings.Join(wantedModules(), " ")),
 		build: func(ctx context.Context, scratch, path string) error {
 			progress.say("downloading Debian's cloud kernel and busybox")
 			return buildKernel(ctx, scratch, path)
@@ -67,6 +72,8 @@ func buildKernel(ctx context.Context, scratch, dir string) error {
 		switch {
 		case strings.HasPrefix(name, "boot/vmlinuz-"):
 			return writeFile(filepath.Join(dir, "vmlinuz"), r)
+		case slices.Contains(moduleLists(), path.Base(name)):
+			return writeFile(filepath.Join(dir, path.Base(name)), r)
 		case path.Ext(name) == ".ko":
 			return writeFile(filepath.Join(all, moduleName(name)), r)
 		}

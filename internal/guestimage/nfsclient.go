@@ -105,7 +105,7 @@ func StartNFSClient(ctx context.Context, cacheDir string, accel qemu.Accel, prog
 	}
 	m, err := qemu.Start(ctx, qemu.Options{
 		Name: "nfs-client", Accel: accel, MemoryMiB: 384, Kernel: kernelPath, Initrd: initrd,
-		Append:  "console=ttyS0 quiet loglevel=3 mitigations=off nowatchdog no_timer_check random.trust_cpu=on panic=-1",
+		Append:  "console=ttyS0 quiet loglevel=3 mitigations=off nowatchdog no_timer_check tsc=reliable cryptomgr.notests=1 random.trust_cpu=on panic=-1",
 		Network: &qemu.Network{},
 	})
 	if err != nil {
