@@ -213,6 +213,33 @@ func FuzzResolve(f *testing.F) {
 	})
 }
 
+// Directories moved on the host can make what we remember go in a circle.
+func TestCircleOfDirectories(t *testing.T) {
+	f := newFixture(t)
+	a, b := f.mkdir("a"), f.mkdir("b")
+	_, _, err := f.vm.Rename(Cred{}, "a", b, "a") // b/a
+	must(t, err)
+	_, err = a.Lookup(Cred{}, "none") // now a is open
+	wantErr(t, err, ErrNoEnt)
+	must(t, os.Rename(f.host("b/a"), f.host("a")))
+	must(t, os.Rename(f.host("b"), f.host("a/b"))) // a/b
+	_, err = a.Lookup(Cred{}, "b")
+	must(t, err)
+	if a.links[0].parent != b || b.links[0].parent != a {
+		t.Fatal("no circle: the test proves nothing")
+	}
+	for _, n := range []*Node{a, b} {
+		f.files.drop(n)
+		n.changed()
+	}
+	_ = f.path(a)
+	attrOf(t, a)
+	attrOf(t, b)
+	if p := f.path(b); p != "s/vm/a/b" {
+		t.Fatal(p)
+	}
+}
+
 // While the session cannot be listed nothing may be called stale: that would
 // kill a VM whose file is there.
 func TestFailedListingIsNotStale(t *testing.T) {

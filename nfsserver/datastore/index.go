@@ -110,7 +110,7 @@ func (t *Tree) path(n *Node) string {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	var names []string
-	for n != nil && n.sess != nil && len(n.links) > 0 {
+	for n.sess != nil && len(n.links) > 0 && len(names) < maxDepth {
 		names = append(names, n.links[0].name)
 		n = n.links[0].parent
 	}

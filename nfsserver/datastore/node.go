@@ -6,8 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"lifeboat/disk"
 )
 
@@ -252,115 +250,6 @@ func (n *Node) statHeld() (st stat, err error) {
 		return err
 	})
 	return st, err
-}
-
-// acquireHeld is acquire under the namespace lock.
-func (n *Node) acquireHeld() (of *openFile, err error) {
-	if err := n.available(); err != nil {
-		return nil, err
-	}
-	if of = n.tree.files.get(n); of != nil {
-		return of, nil
-	}
-	err = n.eachLink(func(dirfd int, name string) error {
-		fd, writable, err := n.openAt(dirfd, name)
-		if err != nil {
-			return err
-		}
-		if n.typ == TypeRegular && n.disk.Load() == nil && n.tree.marked(fd) {
-			_ = unix.Close(fd)
-			return ErrJukebox // a virtual disk whose device is not bound yet
-		}
-		of = n.tree.files.put(n, fd, writable)
-		return nil
-	})
-	return of, err
-}
-
-// openAt opens the node by a name, if it is still the node's.
-func (n *Node) openAt(dirfd int, name string) (fd int, writable bool, err error) {
-	fd, writable, err = openNode(dirfd, name, n.typ)
-	if err != nil {
-		return -1, false, err
-	}
-	st, err := n.tree.statAt(fd, "")
-	if err == nil && !n.is(&st) {
-		err = errLost
-	}
-	if err != nil {
-		_ = unix.Close(fd)
-		return -1, false, err
-	}
-	return fd, writable, nil
-}
-
-// reopen opens a directory once more, for a reader that needs a position of its own.
-func (n *Node) reopen() (fd int, err error) {
-	f, err := n.acquire()
-	if err != nil {
-		return -1, err
-	}
-	defer n.release(f)
-	return reopenDir(f.fd)
-}
-
-func reopenDir(dirfd int) (fd int, err error) {
-	return openFD(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-}
-
-// openNode opens name without following a symbolic link and without any effect
-// of the opening itself (O_NONBLOCK: a FIFO put there meanwhile does not hang).
-func openNode(dirfd int, name string, typ Type) (fd int, writable bool, err error) {
-	const common = unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
-	open := func(flags int) error {
-		return retry(func() (err error) {
-			fd, err = unix.Openat(dirfd, name, flags|common, 0)
-			return err
-		})
-	}
-	switch typ {
-	case TypeDirectory:
-		err = open(unix.O_RDONLY | unix.O_DIRECTORY)
-	case TypeRegular:
-		err, writable = open(unix.O_RDWR), true
-		switch err {
-		case unix.EACCES, unix.EPERM, unix.EROFS, unix.ETXTBSY:
-			err, writable = open(unix.O_RDONLY), false
-		}
-	default:
-		err = open(unix.O_PATH)
-	}
-	if err != nil {
-		return -1, false, err
-	}
-	return fd, writable, nil
-}
-
-// eachLink tries f with the directory and name of each link, until one is not
-// lost. A link that does not lead to the node any more is forgotten.
-func (n *Node) eachLink(f func(dirfd int, name string) error) error {
-	n.tree.mu.RLock()
-	links := n.links
-	n.tree.mu.RUnlock()
-	for _, l := range links {
-		err := l.with(f)
-		switch err {
-		case errLost, unix.ENOENT, unix.ELOOP, unix.ENOTDIR, unix.EISDIR, unix.ENXIO:
-			n.tree.unlinked(n, l)
-			continue
-		}
-		return err
-	}
-	return errLost
-}
-
-func (l link) with(f func(dirfd int, name string) error) error {
-	dir, err := l.parent.acquireHeld()
-	if err != nil {
-		return err
-	}
-	defer l.parent.release(dir)
-	return f(dir.fd, l.name)
 }
 
 // is says whether st describes the node.
