@@ -3,6 +3,8 @@ package qemu
 import (
 	"context"
 	"errors"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -212,4 +214,51 @@ func TestScreenshot(t *testing.T) {
 			t.Fatalf("%s: %d bytes, %v", name, len(b), err)
 		}
 	}
+}
+
+// A restricted guest reaches what GuestForward names; QEMU connects at start.
+// Forward listens on the host's side.
+func TestNetwork(t *testing.T) {
+	service, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := free.Addr().(*net.TCPAddr).AddrPort()
+	free.Close()
+	startTest(t, Options{MemoryMiB: 16, Network: &Network{
+		Restrict: true, MAC: "52:54:00:12:34:56",
+		Forward:      []Forward{{Host: forward, GuestPort: 22}},
+		GuestForward: []GuestForward{{Guest: netip.MustParseAddrPort("10.0.2.100:80"), Host: service.Addr().(*net.TCPAddr).AddrPort()}},
+	}})
+	if err := service.(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := service.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	conn, err = net.Dial("tcp", forward.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
+// Every interface that a disk can hang on is one that QEMU takes.
+func TestInterfaces(t *testing.T) {
+	var disks []Disk
+	for _, iface := range []string{"virtio", "scsi", "scsi", "sata", "sata", "ide", "ide", "ide"} {
+		path := filepath.Join(t.TempDir(), "disk.img")
+		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		disks = append(disks, Disk{Path: path, Interface: iface, Serial: "serial-1", ReadOnly: iface == "virtio"})
+	}
+	startTest(t, Options{MemoryMiB: 16, Disks: disks, Devices: []string{"virtio-rng-pci"}})
 }

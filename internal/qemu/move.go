@@ -57,10 +57,11 @@ type jobInfo struct {
 }
 
 // Move copies a disk to other storage while the guest runs and switches it
-// over. When it returns nil the guest reads and writes the target only, and
-// the source has been closed (for NFS: the connection is gone). On error, or
+// over. When the error is nil the guest reads and writes the target only, and
+// the source has been closed (for NFS: the connection is gone). On error, also
 // when ctx is cancelled, the guest is still on the source and the target has
-// been removed.
+// been removed; but a result together with an error means that the guest is on
+// the target and only the source could not be closed.
 //
 // The job's state is asked for, not taken from events: an event is only a
 // reason to ask early. So nothing hangs on a lost event, and the job's own
@@ -72,16 +73,19 @@ func (m *Machine) Move(ctx context.Context, mv Move) (*MoveResult, error) {
 	if err != nil {
 		return nil, fmt.Errorf("moving disk %s of %s: %w", mv.Disk, m.opts.Name, err)
 	}
-	next := state.generation + 1
-	result, err := m.move(ctx, mv, state.generation, next)
+	from, to := state.generation, state.generation+1
+	result, err := m.move(ctx, mv, from, to)
+	if result != nil {
+		err = m.deleteNodes(ctx, mv.Disk, from)
+	}
 	m.mu.Lock()
 	state.moving = false
-	if err == nil {
-		state.generation = next
+	if result != nil {
+		state.generation = to
 	}
 	m.mu.Unlock()
 	if err != nil {
-		return nil, fmt.Errorf("moving disk %s of %s to %s: %w", mv.Disk, m.opts.Name, mv.Path, err)
+		return result, fmt.Errorf("moving disk %s of %s to %s: %w", mv.Disk, m.opts.Name, mv.Path, err)
 	}
 	return result, nil
 }
@@ -120,7 +124,7 @@ func (m *Machine) move(ctx context.Context, mv Move, from, to int) (*MoveResult,
 		return nil, errors.Join(err, m.deleteNodes(clean, mv.Disk, to), os.Remove(mv.Path))
 	}
 	result.Took = time.Since(start)
-	return result, m.deleteNodes(ctx, mv.Disk, from)
+	return result, nil
 }
 
 // nodeSize is the virtual size of a block node in bytes.
@@ -217,7 +221,9 @@ func (m *Machine) follow(ctx context.Context, mv Move, job string, events *Subsc
 			return nil, errors.New("the copy was cancelled")
 		case j.Status == "concluded":
 			result.Pivot = time.Since(pivot)
-			return result, m.monitor.Execute(ctx, "job-dismiss", node{"id": job}, nil)
+			// Dismissing only makes QEMU forget the job: the switch is done.
+			_ = m.monitor.Execute(ctx, "job-dismiss", node{"id": job}, nil)
+			return result, nil
 		case j.Status == "ready" && pivot.IsZero():
 			pivot = time.Now()
 			if err := m.monitor.Execute(ctx, "job-complete", node{"id": job}, nil); err != nil {
@@ -244,7 +250,7 @@ func (m *Machine) nextPoll(ctx context.Context, events *Subscription) error {
 	return nil
 }
 
-// Jobs is what query-block-jobs reports of the running block jobs.
+// job asks for the state of one job.
 func (m *Machine) job(ctx context.Context, id string) (jobInfo, error) {
 	var jobs []jobInfo
 	if err := m.monitor.Execute(ctx, "query-jobs", nil, &jobs); err != nil {

@@ -108,8 +108,14 @@ func (m *model) check(path string) error {
 	defer syscall.Munmap(buf)
 	for off := 0; off < len(m.data); off += len(buf) {
 		part := buf[:min(len(buf), len(m.data)-off)]
-		if _, err := io.ReadFull(io.NewSectionReader(f, int64(off), int64(len(part))), part); err != nil {
-			return fmt.Errorf("reading at %d: %w", off, err)
+		// One call with the whole buffer: other file systems than NFS want
+		// offset and length aligned.
+		for n := 0; n < len(part); {
+			k, err := syscall.Pread(int(f.Fd()), buf[n:], int64(off+n))
+			if err != nil || k == 0 {
+				return fmt.Errorf("reading at %d: %d bytes, %w", off+n, k, err)
+			}
+			n += k
 		}
 		if err := sameBytes(fmt.Sprintf("%s from %d", path, off), part, m.data[off:off+len(part)]); err != nil {
 			return err
