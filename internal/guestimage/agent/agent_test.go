@@ -42,9 +42,16 @@ func TestScenariosFail(t *testing.T) {
 	if err := runLine("random r 3 200000 60"); err != nil {
 		t.Fatal(err)
 	}
+	good, err := os.ReadFile("r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := append([]byte(nil), good...)
+	flipped[123_456] ^= 1
 	for _, damage := range []func() error{
-		func() error { return os.Truncate("r", 199_999) },
-		func() error { return os.Truncate("r", 200_000) }, // the last byte is another now
+		func() error { return os.WriteFile("r", good[:len(good)-1], 0o600) },
+		func() error { return os.WriteFile("r", append(good[:len(good):len(good)], 0), 0o600) },
+		func() error { return os.WriteFile("r", flipped, 0o600) },
 		func() error { return os.Remove("r") },
 	} {
 		if err := damage(); err != nil {
