@@ -15,12 +15,13 @@ import (
 //
 // The reply may go out only when persist has returned.
 type change struct {
-	dir  *Node
-	fd   int
-	attr Attr // of the directory, before
-	file *openFile
-	wcc  *WCC
-	late bool // attributes of a new file were set after it had a name
+	dir    *Node
+	fd     int
+	attr   Attr // of the directory, before
+	file   *openFile
+	wcc    *WCC
+	coming *cohort // announces a sync of the directory; nil once it was asked for
+	late   bool    // attributes of a new file were set after it had a name
 }
 
 // begin also checks that c may look names up in the directory.
@@ -37,8 +38,8 @@ func (n *Node) begin(c *Cred, name string, wcc *WCC) (*change, error) {
 	if err != nil {
 		return nil, err
 	}
+	ch := &change{dir: n, fd: f.fd, file: f, wcc: wcc, coming: n.group().all.enter()}
 	n.sess.ns.Lock()
-	ch := &change{dir: n, fd: f.fd, file: f, wcc: wcc}
 	if err := ch.start(c, name); err != nil {
 		ch.end()
 		ch.release()
@@ -79,10 +80,25 @@ func (ch *change) now() (Attr, error) {
 	return a, err
 }
 
-func (ch *change) release() { ch.dir.release(ch.file) }
+func (ch *change) release() {
+	ch.leave()
+	ch.dir.release(ch.file)
+}
+
+// leave says that the directory will not be synced soon.
+func (ch *change) leave() {
+	if ch.coming != nil {
+		ch.dir.group().all.leave(ch.coming)
+		ch.coming = nil
+	}
+}
 
 // persist makes the directory's entries durable.
-func (ch *change) persist() error { return ch.dir.syncAll(ch.fd) }
+func (ch *change) persist() error {
+	coming := ch.coming
+	ch.coming = nil
+	return ch.dir.syncAll(ch.fd, coming)
+}
 
 // persistNew makes a new file (or directory) durable, open as fd, and its name.
 // Where the host makes metadata durable in order, the sync of the directory

@@ -75,6 +75,7 @@ func (n *Node) create(c *Cred, name string, how CreateHow, wcc *WCC) (*Node, err
 			return nil, err
 		}
 	}
+	ch.leave()
 	if how.Mode == Unchecked && how.Attr.Size != nil {
 		_, err = file.SetAttr(*c, SetAttr{Size: how.Attr.Size}, nil)
 	}

@@ -157,7 +157,7 @@ func (n *Node) sync() error {
 		return err
 	}
 	defer n.release(f)
-	return n.group().content.do(func() error { return retry(func() error { return unix.Fdatasync(f.fd) }) })
+	return n.group().content.do(nil, func() error { return retry(func() error { return unix.Fdatasync(f.fd) }) })
 }
 
 // Readlink returns what a symbolic link says.

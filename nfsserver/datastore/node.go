@@ -274,6 +274,6 @@ func (n *Node) group() *nodeSyncs {
 }
 
 // syncAll makes attributes, entries and content durable; fd is the node's.
-func (n *Node) syncAll(fd int) error {
-	return n.group().all.do(func() error { return syncFD(fd) })
+func (n *Node) syncAll(fd int, coming *cohort) error {
+	return n.group().all.do(coming, func() error { return syncFD(fd) })
 }

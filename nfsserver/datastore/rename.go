@@ -48,6 +48,7 @@ func (r *rename) run(n, to *Node, from, dst *WCC) (lost lostFile, err error) {
 	to.changed()
 	dst.after(r.dst.now())
 	r.src.end()
+	r.src.leave() // it waits for another directory's sync first
 	if err != nil {
 		return lost, err
 	}

@@ -241,7 +241,7 @@ func (d *virtualDisk) setTimes(n *Node, fd int, set *SetAttr) error {
 // persistAttr makes attributes durable.
 func (n *Node) persistAttr(f *openFile) error {
 	if n.typ == TypeRegular || n.typ == TypeDirectory {
-		return n.syncAll(f.fd)
+		return n.syncAll(f.fd, nil)
 	}
 	// A symbolic link cannot be synced by itself; the journal that its
 	// directory's sync writes holds its attributes too.
@@ -254,5 +254,5 @@ func (n *Node) persistAttr(f *openFile) error {
 		return err
 	}
 	defer parent.release(dir)
-	return parent.syncAll(dir.fd)
+	return parent.syncAll(dir.fd, nil)
 }
