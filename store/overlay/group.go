@@ -180,6 +180,7 @@ func (o *Overlay) seal() {
 	g.file.used = g.at + 1 + uint32(g.pages)
 	o.nextRec++
 	o.logged += int64(1+g.pages) * pageSize
+	o.stats.pages += int64(1 + g.pages)
 	o.queue = append(o.queue, g)
 }
 

@@ -89,6 +89,17 @@ const (
 	retryAfter = time.Second
 )
 
+// bulkPages is how much log one sync covers, in pages, from which on filling
+// files ahead does not pay: what it saves for each sync is less than what
+// writing everything twice costs.
+const bulkPages = 128
+
+// bulk reports whether syncs cover much at a time. Caller holds mu, shared at
+// least.
+func (o *Overlay) bulk() bool {
+	return max(o.syncs.usual, o.stats.pages-o.syncs.pages) >= bulkPages
+}
+
 // wantFile asks for the next log file if it is time to: filling one takes
 // bandwidth from the commits. Caller holds mu.
 func (o *Overlay) wantFile() {
@@ -96,7 +107,8 @@ func (o *Overlay) wantFile() {
 	if o.cur.prepared() && o.cur.used < o.cur.pages/2 {
 		return
 	}
-	if s.next == nil && !s.busy && (s.err == nil || time.Since(s.failed) > retryAfter) {
+	if (s.next == nil || !s.next.prepared() && !o.bulk()) &&
+		!s.busy && (s.err == nil || time.Since(s.failed) > retryAfter) {
 		ring(o.wakers.prepare)
 	}
 }
@@ -125,21 +137,30 @@ func (o *Overlay) waitFile() error {
 	return nil
 }
 
-// prepare makes the next log file if there is none.
+// prepare makes the next log file if there is none, or goes on filling it if
+// that was broken off.
 func (o *Overlay) prepare(ctx context.Context) {
 	o.mu.Lock()
 	s := &o.shelf
-	if s.next != nil || o.closed || o.failed != nil {
+	f, seq, err := s.next, uint64(0), error(nil)
+	if o.closed || o.failed != nil || f != nil && (f.prepared() || o.bulk()) {
 		o.mu.Unlock()
 		return
 	}
-	s.busy = true
-	seq := o.nextFile
-	o.nextFile++
-	f := s.takeSpare()
+	if s.busy, s.next = true, nil; f == nil {
+		seq = o.nextFile
+		o.nextFile++
+		f = s.takeSpare()
+	}
 	o.mu.Unlock()
 
-	f, err := o.makeFile(ctx, seq, f)
+	if seq == 0 {
+		if err = o.fill(ctx, f); err != nil {
+			o.dropFile(f)
+		}
+	} else {
+		f, err = o.makeFile(ctx, seq, f)
+	}
 
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -230,7 +251,7 @@ func (o *Overlay) createFile(name string) (*logFile, error) {
 }
 
 // fill writes zeros to the pages of f that were never written, unless a writer
-// cannot wait so long.
+// cannot wait so long, or it does not pay.
 func (o *Overlay) fill(ctx context.Context, f *logFile) error {
 	var zeros []byte
 	for synced := f.filled; f.filled < f.pages; {
@@ -258,7 +279,7 @@ func (o *Overlay) fill(ctx context.Context, f *logFile) error {
 func (o *Overlay) hurried(ctx context.Context) bool {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	return o.shelf.urgent || ctx.Err() != nil
+	return o.shelf.urgent || ctx.Err() != nil || o.bulk()
 }
 
 // dropFile closes and removes a file that holds nothing; f may be nil.
@@ -278,6 +299,7 @@ func (o *Overlay) retire(files []*logFile) {
 	room := int(o.logBytes/(int64(o.filePages)*pageSize)) - len(o.shelf.spares)
 	var drop []*logFile
 	for _, f := range files {
+		f.filled = max(f.filled, f.used)
 		if f.pages == o.filePages && room > 0 {
 			o.shelf.spares = append(o.shelf.spares, f)
 			room--

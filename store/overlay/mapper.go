@@ -115,7 +115,7 @@ func (o *Overlay) Used() int64 {
 	return min(data*pageSize+int64(float64(base)*rest), o.pages*pageSize)
 }
 
-type counters struct{ writes, bytes, records, syncs, checkpoints int64 }
+type counters struct{ writes, bytes, pages, records, syncs, checkpoints int64 }
 
 // Stats is what an overlay holds and has done since it was opened.
 type Stats struct {

@@ -11,6 +11,8 @@ type syncQueue struct {
 	running []func(error) // for the round under way
 	covers  uint64        // the last record that the round under way makes durable
 	spare   []func(error) // the backing of a slice, to be used again
+	pages   int64         // counters.pages when the last round began
+	usual   int64         // pages of log that a round covers: a moving average
 }
 
 // SyncAsync implements disk.AsyncSyncer.
@@ -89,6 +91,8 @@ func (o *Overlay) runSyncs() {
 		target := o.nextRec - 1
 		s.running, s.waiting, s.spare = s.waiting, s.spare[:0], nil
 		s.covers = target
+		s.usual += (o.stats.pages - s.pages - s.usual) / 4
+		s.pages = o.stats.pages
 		o.mu.Unlock()
 
 		err := o.makeDurable(target)
