@@ -93,7 +93,7 @@ func (a artifact) make(ctx context.Context, cacheDir, path string) (err error) {
 // cached artifact is not found empty after a power failure.
 func syncTree(path string) error {
 	return filepath.WalkDir(path, func(p string, d os.DirEntry, err error) error {
-		if err != nil || !(d.Type().IsRegular() || d.IsDir()) {
+		if err != nil || (!d.Type().IsRegular() && !d.IsDir()) {
 			return err
 		}
 		f, err := os.Open(p)

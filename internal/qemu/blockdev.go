@@ -15,6 +15,7 @@ type node map[string]any
 // the machine started with; each move makes a new generation, so that source
 // and target can exist side by side. Names stay below QEMU's limit of 31 bytes.
 func formatName(disk string, generation int) string { return fmt.Sprintf("%s-g%d", disk, generation) }
+
 func protocolName(disk string, generation int) string {
 	return formatName(disk, generation) + "-file"
 }

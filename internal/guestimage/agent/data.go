@@ -105,7 +105,7 @@ func (m *model) check(path string) error {
 	if err != nil {
 		return err
 	}
-	defer syscall.Munmap(buf)
+	defer func() { _ = syscall.Munmap(buf) }()
 	for off := 0; off < len(m.data); off += len(buf) {
 		part := buf[:min(len(buf), len(m.data)-off)]
 		// One call with the whole buffer: other file systems than NFS want
