@@ -41,6 +41,7 @@ type stream struct {
 	until  int64  // it has been read ahead up to here
 	window int64  // bytes
 	used   uint64 // clock of the last read
+	goesOn bool   // it has been continued: it is more than one large read
 }
 
 func (a *readahead) init(maxWindow int64) {
@@ -76,7 +77,7 @@ func (a *readahead) note(off int64, n int) (from, to int64) {
 	s := a.find(off)
 	s.used = a.clock
 	s.next = max(s.next, off+int64(n))
-	if a.stopped || s.next-s.start < aheadAfter || s.until-s.next > s.window/2 {
+	if a.stopped || !s.goesOn || s.next-s.start < aheadAfter || s.until-s.next > s.window/2 {
 		return 0, 0
 	}
 	from = max(s.until, s.next)
@@ -94,6 +95,7 @@ func (a *readahead) find(off int64) *stream {
 	for i := range a.streams {
 		s := &a.streams[i]
 		if s.next >= 0 && off >= s.start && off <= s.next+aheadSlack && off >= s.next-aheadSlack && s.near(off) {
+			s.goesOn = true
 			return s
 		}
 		if s.used < oldest.used {
