@@ -30,6 +30,8 @@ type conn struct {
 	wide  bool         // the last turn needed more than a middle buffer
 	held  []*syncGroup // replies of this turn that wait for a sync
 	call  call         // the request being answered
+	// replyAt is where in the batch its reply begins.
+	replyAt int
 }
 
 func newConn(s *Server, nc net.Conn, client netip.Addr, serves programs) *conn {
@@ -125,6 +127,7 @@ func (c *conn) endTurn() error {
 func (c *conn) beforeWaiting() {
 	c.startSyncs()
 	_ = c.flush() // an error is the outbox's, and comes again at the end of the turn
+	c.replyAt = 0
 }
 
 func (c *conn) newBatch() *buffer {
@@ -172,12 +175,12 @@ func (c *conn) makeRoom(n int) {
 // A panic is contained: what the request had appended is cut off, and it is
 // answered with SYSTEM_ERR.
 func (c *conn) answer(rec []byte) (err error) {
-	start := len(c.batch.b)
+	c.replyAt = len(c.batch.b)
 	x := &c.call
 	defer func() {
 		if p := recover(); p != nil {
 			c.srv.logPanic(x, p)
-			c.batch.b = appendAccepted(c.batch.b[:start], x.xid, acceptSystemErr)
+			c.batch.b = appendAccepted(c.batch.b[:c.replyAt], x.xid, acceptSystemErr)
 		}
 	}()
 	*x = call{srv: c.srv, client: c.client, args: decoder{b: rec}}
@@ -209,6 +212,7 @@ func (c *conn) run(x *call, p *procedure) {
 		c.makeRoom(replyOverhead + p.room(x))
 	}
 	start := len(c.batch.b)
+	c.replyAt = start
 	args := x.args
 	out, v := p.inline(x, beginReply(c.batch.b, x.xid, acceptSuccess))
 	switch v {

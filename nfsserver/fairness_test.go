@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"lifeboat/disk"
 	"lifeboat/disk/disktest"
 	"lifeboat/nfsserver/nfstest"
 )
@@ -211,6 +212,42 @@ func TestStableWritesWaitForSync(t *testing.T) {
 	want(t, "COMMIT whose sync fails", st, nfstest.NoSpc)
 	_, err = stable.WriteResult()
 	wantStatus(t, "WRITE whose sync fails", err, nfstest.NoSpc)
+}
+
+// The same for a disk that takes writes only slowly: the worker that wrote does
+// not wait for the sync.
+func TestStableWritesOnWorkers(t *testing.T) {
+	d := newSyncDisk(1 << 20)
+	w := newWorld(t, slowWriter{d, d}, func(o *Options) { o.Limits = Limits{Workers: 4, InFlight: 64} })
+	c, _, flat := w.mount()
+	var writes []*nfstest.Call
+	for i := range 10 {
+		writes = append(writes, c.GoWrite(flat, uint64(i)*512, make([]byte, 512), nfstest.FileSync))
+	}
+	within(t, "ten syncs under way with one worker for WRITEs", func() {
+		for range writes {
+			<-d.arrived
+		}
+	})
+	for _, wr := range writes {
+		want(t, "answered before it was durable", replied(wr), false)
+	}
+	d.finish(nil)
+	for _, wr := range writes {
+		_, err := wr.WriteResult()
+		must(t, err)
+	}
+	failing := c.GoWrite(flat, 0, make([]byte, 512), nfstest.FileSync)
+	<-d.arrived
+	d.finish(errNoSpace)
+	_, err := failing.WriteResult()
+	wantStatus(t, "WRITE whose sync fails", err, nfstest.NoSpc)
+}
+
+// slowWriter has no TryWriter.
+type slowWriter struct {
+	disk.Device
+	disk.AsyncSyncer
 }
 
 // Two disks written in one turn are synced each by itself.

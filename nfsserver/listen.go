@@ -32,10 +32,12 @@ func listen(ctx context.Context, opt *Options) (l *Listeners, err error) {
 		return l, err
 	}
 	// The same port on UDP, also where the system chose it.
-	var lc net.ListenConfig
-	if l.PortmapUDP, err = lc.ListenPacket(ctx, "udp", l.Portmap.Addr().String()); err != nil {
+	lc := net.ListenConfig{Control: askForDestination}
+	pc, err := lc.ListenPacket(ctx, "udp", l.Portmap.Addr().String())
+	if err != nil {
 		return l, bindError("portmap (UDP)", opt.PortmapAddr, err)
 	}
+	l.PortmapUDP, _ = pc.(*net.UDPConn) // what "udp" always is
 	return l, nil
 }
 

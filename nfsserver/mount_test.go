@@ -222,6 +222,21 @@ func TestPortmapUDP(t *testing.T) {
 	want(t, "GETPORT for anybody", ask(2, 3, getport).U32(), acceptSuccess)
 }
 
+// A portmapper bound to all addresses answers from the one that was asked,
+// also where the route would prefer another.
+func TestPortmapUDPAnswersFromTheAddressAsked(t *testing.T) {
+	for _, listen := range []string{"0.0.0.0:0", "[::]:0"} {
+		w := newWorld(t, nil, func(o *Options) { o.PortmapAddr = listen })
+		port := w.srv.Addrs().Portmap.Port()
+		conn, err := net.Dial("udp", fmt.Sprintf("127.0.0.77:%d", port)) // takes answers from there only
+		must(t, err)
+		must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+		_, err = nfstest.Packet(conn, nfstest.Message(5, nfstest.ProgPortmap, 2, 0, nfstest.Cred{}, nil))
+		must(t, err)
+		must(t, conn.Close())
+	}
+}
+
 func TestListenErrors(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)

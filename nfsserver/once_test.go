@@ -40,6 +40,9 @@ func TestRetransmission(t *testing.T) {
 	_, st, err := c.GoXID(8, nfstest.ProgNFS, 3, 12, args).Status()
 	must(t, err)
 	want(t, "REMOVE again", st, nfstest.NoEnt)
+	_, st, err = c.GoXID(7, nfstest.ProgNFS, 3, 13, args).Status()
+	must(t, err)
+	want(t, "another procedure", st, nfstest.NoEnt)
 }
 
 // A failure is kept as well: the name may exist by the time of the repetition.

@@ -78,10 +78,11 @@ const maxDatagram = 1024
 // datagram is one call without record mark; one that is no call, or comes from
 // outside the list and is not about a port, gets no answer, so that nobody can
 // use us to send more to a third party than he sends to us.
-func (s *Server) servePackets(pc net.PacketConn) error {
+func (s *Server) servePackets(pc *net.UDPConn) error {
 	in, out := make([]byte, maxDatagram), make([]byte, 0, maxDatagram)
+	sock := &packetSocket{conn: pc}
 	for {
-		n, from, err := pc.ReadFrom(in)
+		n, from, err := sock.read(in)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) || s.stopping() {
 				return nil
@@ -89,17 +90,13 @@ func (s *Server) servePackets(pc net.PacketConn) error {
 			return fmt.Errorf("nfsserver: portmap over UDP: %w", err)
 		}
 		if out = s.answerPacket(in[:n], from, out[:0]); len(out) > 0 {
-			_, _ = pc.WriteTo(out, from)
+			_ = sock.reply(out, from) // a lost answer is asked for again
 		}
 	}
 }
 
-func (s *Server) answerPacket(packet []byte, from net.Addr, out []byte) []byte {
-	ap, err := netip.ParseAddrPort(from.String())
-	if err != nil {
-		return nil
-	}
-	x := call{srv: s, client: ap.Addr().Unmap().WithZone(""), args: decoder{b: packet}}
+func (s *Server) answerPacket(packet []byte, from netip.AddrPort, out []byte) []byte {
+	x := call{srv: s, client: from.Addr().Unmap().WithZone(""), args: decoder{b: packet}}
 	defer func() {
 		if p := recover(); p != nil {
 			s.logPanic(&x, p)

@@ -49,9 +49,9 @@ type Server struct {
 // server closes them when it stops.
 type Listeners struct {
 	NFS        net.Listener
-	Mount      net.Listener   // nil: MOUNT shares NFS's port
-	Portmap    net.Listener   // nil: no portmapper on TCP
-	PortmapUDP net.PacketConn // nil: no portmapper on UDP
+	Mount      net.Listener // nil: MOUNT shares NFS's port
+	Portmap    net.Listener // nil: no portmapper on TCP
+	PortmapUDP *net.UDPConn // nil: no portmapper on UDP
 }
 
 // Addrs are the addresses that a server is bound to. Those of programs that are

@@ -65,6 +65,11 @@ func TestSchedulerProperty(t *testing.T) {
 			s.mu.Lock()
 			mu.Lock()
 			check(l.out <= max(1000, out), "memory exceeded")
+			waiting := 0
+			for c := range l.queue {
+				waiting += l.queue[c].len()
+			}
+			check(waiting <= limits.Waiting, "Waiting exceeded")
 			mu.Unlock()
 			s.mu.Unlock()
 			mu.Lock()
