@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"testing"
+	"time"
 
 	"lifeboat/disk"
 	"lifeboat/disk/disktest"
@@ -75,6 +76,11 @@ func live(ctx context.Context, t *testing.T, w *world, h *history) error {
 		return err
 	}
 	h.forgotten[h.points[0].ID] = true
+	for _, grace := range []time.Duration{DefaultGrace, -1} {
+		if _, err := r.Prune(ctx, PruneOptions{Grace: grace}); err != nil {
+			return err
+		}
+	}
 	_, err = liveBackup(ctx, r, h, parent, src, false)
 	return err
 }
