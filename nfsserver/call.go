@@ -14,10 +14,12 @@ type call struct {
 	srv    *Server
 	client netip.Addr
 	proc   *procedure
-	args   decoder
-	size   int // of the arguments, bytes
-	start  time.Time
-	status status // what the procedure answered, for the counters
+	// onWorker says that the procedure may wait for the host's file system.
+	onWorker bool
+	args     decoder
+	size     int // of the arguments, bytes
+	start    time.Time
+	status   status // what the procedure answered, for the counters
 	// With verdict held: the file whose sync the reply waits for, and who syncs it.
 	file   *datastore.Node
 	syncer disk.AsyncSyncer
@@ -80,17 +82,36 @@ func (x *call) dsCred() datastore.Cred {
 }
 
 // node decodes the file handle at the front of the arguments and finds its
-// file. On failure the reply is in out.
+// file. On failure the reply is in out. The reader asks for what is in memory
+// only: to find the file of a handle from before a restart, a session has to be
+// listed.
 func (x *call) node(out []byte) (*datastore.Node, []byte, verdict) {
 	fh := x.args.opaque(maxHandle)
 	if x.args.bad {
 		return nil, out, garbage
+	}
+	if !x.onWorker {
+		n, ok := x.srv.tree.TryResolve(fh)
+		if !ok {
+			return nil, out, wait
+		}
+		return n, out, done
 	}
 	n, err := x.srv.tree.Resolve(fh)
 	if err != nil {
 		return nil, x.fail(out, err), done
 	}
 	return n, out, done
+}
+
+// ready reports whether n's attributes can be had without waiting, or waiting
+// is allowed.
+func (x *call) ready(n *datastore.Node) bool {
+	if x.onWorker {
+		return true
+	}
+	_, ok := n.TryAttr()
+	return ok
 }
 
 // maxHandle is NFS3_FHSIZE.

@@ -239,6 +239,7 @@ func (c *conn) enqueue(x *call) {
 	t.args = c.srv.buffers.get(len(x.args.b))
 	t.args.b = append(t.args.b, x.args.b...)
 	t.conn, t.call = c, *x
+	t.call.onWorker = true
 	t.call.args = decoder{b: t.args.b}
 	t.class, t.outCost = x.proc.class, replyOverhead+x.proc.roomFor(x)
 	t.argCost = len(x.args.b) + taskOverhead

@@ -8,9 +8,10 @@
 // input into RPC records in place (recordReader), finds each record's procedure
 // (Server.route) and lets it append its reply to the batch (conn.run). When no
 // complete record is left it writes the batch, once. That is all that happens
-// to NULL, GETATTR, ACCESS, FSINFO, a READ of what is in memory and a WRITE
-// that a disk takes at memory speed: no hand-over, no allocation, a fraction of
-// a system call.
+// to NULL, to GETATTR, ACCESS and FSINFO of files that are known, to a READ of
+// what is in memory and a WRITE that a disk takes at memory speed: no hand-over,
+// no allocation, a fraction of a system call. The reader never waits for a disk,
+// not even the one that holds the tree.
 //
 // What must wait becomes a task: its arguments are copied, a worker performs it
 // (scheduler) and queues the reply on the connection's output (outbox), which a
@@ -23,8 +24,9 @@
 // # Promises, and what keeps them
 //
 //   - GETATTR and NULL never wait behind slow reads: they are answered by the
-//     reader, and the reader queues what waits rather than wait itself, as long
-//     as Limits.Waiting and half of Limits.MemoryPerConnection last.
+//     reader (or by workers that READs and WRITEs cannot have), and the reader
+//     queues what waits rather than wait itself, as long as Limits.Waiting and
+//     half of Limits.MemoryPerConnection last.
 //   - A connection's memory is bounded: requests that wait count against one
 //     half of MemoryPerConnection, replies reserved or under way against the
 //     other. At the first limit the reader stops reading, at the second tasks

@@ -15,10 +15,10 @@ const (
 func nfsProcedures() []procedure {
 	return []procedure{
 		0:  {name: "NULL", inline: null, open: true},
-		1:  {name: "GETATTR", inline: getattr},
+		1:  {name: "GETATTR", inline: getattr, work: getattr},
 		2:  {name: "SETATTR", work: setattr, class: classMeta, once: true, failWords: 2},
 		3:  {name: "LOOKUP", work: lookup, class: classMeta, failWords: 1},
-		4:  {name: "ACCESS", inline: access, failWords: 1},
+		4:  {name: "ACCESS", inline: access, work: access, failWords: 1},
 		5:  {name: "READLINK", work: readlink, class: classMeta, failWords: 1, room: linkRoom},
 		6:  {name: "READ", inline: readInline, work: read, class: classRead, failWords: 1, room: readRoom},
 		7:  {name: "WRITE", inline: writeInline, work: write, class: classWrite, failWords: 2},
@@ -33,8 +33,8 @@ func nfsProcedures() []procedure {
 		16: {name: "READDIR", work: readdir, class: classMeta, failWords: 1, room: dirRoom},
 		17: {name: "READDIRPLUS", work: readdirplus, class: classMeta, failWords: 1, room: dirRoom},
 		18: {name: "FSSTAT", work: fsstat, class: classMeta, failWords: 1},
-		19: {name: "FSINFO", inline: fsinfo, failWords: 1},
-		20: {name: "PATHCONF", inline: pathconf, failWords: 1},
+		19: {name: "FSINFO", inline: fsinfo, work: fsinfo, failWords: 1},
+		20: {name: "PATHCONF", inline: pathconf, work: pathconf, failWords: 1},
 		21: {name: "COMMIT", inline: commitInline, work: commit, class: classMeta, failWords: 2},
 	}
 }

@@ -9,6 +9,9 @@ func getattr(x *call, out []byte) ([]byte, verdict) {
 	if n == nil {
 		return out, v
 	}
+	if !x.ready(n) {
+		return out, wait
+	}
 	a, err := n.Attr()
 	if err != nil {
 		return x.fail(out, err), done
@@ -30,6 +33,9 @@ func access(x *call, out []byte) ([]byte, verdict) {
 	n, out, v := x.node(out)
 	if n == nil {
 		return out, v
+	}
+	if !x.ready(n) {
+		return out, wait
 	}
 	want := x.args.u32()
 	if x.args.bad {
@@ -119,6 +125,9 @@ func fsinfo(x *call, out []byte) ([]byte, verdict) {
 	if n == nil {
 		return out, v
 	}
+	if !x.ready(n) {
+		return out, wait
+	}
 	out = appendAttrOf(appendU32(out, uint32(statusOK)), n)
 	for _, v := range [...]uint32{
 		MaxTransfer, MaxTransfer, 4096, // rtmax, rtpref, rtmult
@@ -136,6 +145,9 @@ func pathconf(x *call, out []byte) ([]byte, verdict) {
 	n, out, v := x.node(out)
 	if n == nil {
 		return out, v
+	}
+	if !x.ready(n) {
+		return out, wait
 	}
 	out = appendAttrOf(appendU32(out, uint32(statusOK)), n)
 	out = appendU32(appendU32(out, maxLinks), maxName)

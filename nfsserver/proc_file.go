@@ -90,7 +90,7 @@ func readInline(x *call, out []byte) ([]byte, verdict) {
 		return out, garbage
 	}
 	dev := n.Device()
-	if dev == nil {
+	if dev == nil || !x.ready(n) {
 		return out, wait
 	}
 	if err := x.permit(n, datastore.Read); err != nil {
@@ -207,7 +207,7 @@ func writeInline(x *call, out []byte) ([]byte, verdict) {
 	}
 	dev := n.Device()
 	tw, ok := dev.(disk.TryWriter)
-	if !ok {
+	if !ok || !x.ready(n) {
 		return out, wait
 	}
 	a, ok := x.writeArgs()
@@ -330,7 +330,7 @@ func commitInline(x *call, out []byte) ([]byte, verdict) {
 		return out, v
 	}
 	syncer, ok := n.Device().(disk.AsyncSyncer)
-	if !ok {
+	if !ok || !x.ready(n) {
 		return out, wait
 	}
 	if !x.commitArgs() {

@@ -14,7 +14,7 @@ import (
 
 func TestReaddir(t *testing.T) {
 	w := newWorld(t, disktest.NewMemory(1<<20))
-	const files = 500
+	const files = 200
 	names := map[string]bool{".": true, "..": true, "vm": true}
 	for i := range files {
 		name := fmt.Sprintf("file-%d-%0*d", i, i%60+1, i)
