@@ -29,8 +29,8 @@
 // visible. Full disks pass; a failed write or sync of the log does not
 // (ErrFailed), for after it nobody knows what the device holds.
 //
-// Memory is bounded: 8 MiB of groups, 16 bytes of index for every 2.7 KiB or
-// less of log, and 1 KiB of state for every 16 MiB of disk that was touched.
+// Memory is bounded: 8 MiB of groups, 24 to 48 bytes of index for every page in
+// the log, and 1 KiB of state for every 16 MiB of disk that was touched.
 //
 // # Invariants
 //
