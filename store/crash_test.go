@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -283,7 +282,7 @@ func TestFailingDisk(t *testing.T) {
 		w.actors.kill("victim")
 		checkCrashed(t, w, h)
 		if t.Failed() {
-			t.Fatal(fmt.Sprintf("run %d: %d calls fail after %d of %d", i, times, after, points))
+			t.Fatalf("run %d: %d calls fail after %d of %d", i, times, after, points)
 		}
 	}
 }

@@ -25,7 +25,7 @@ const goldenFile = "testdata/repository-v1.txt"
 func goldenDisks() [2]*disktest.Memory {
 	first := disktest.NewMemory(100 << 20)
 	for i := range int64(5) {
-		first.WriteAt(bytes.Repeat(fmt.Appendf(nil, "golden block %d. ", i), 3000), i*21<<20+int64(i))
+		first.WriteAt(bytes.Repeat(fmt.Appendf(nil, "golden block %d. ", i), 3000), i*21<<20+i)
 	}
 	second := first.Clone()
 	second.WriteAt([]byte("a change"), 42<<20+5)

@@ -190,7 +190,7 @@ func TestImageContext(t *testing.T) {
 	if _, err := img.ReadAt(make([]byte, 10), -1); !errors.Is(err, disk.ErrOutOfRange) {
 		t.Error(err)
 	}
-	if n, err := img.ReadAt(make([]byte, 10), img.Size()); n != 0 || err != io.EOF {
+	if n, err := img.ReadAt(make([]byte, 10), img.Size()); n != 0 || !errors.Is(err, io.EOF) {
 		t.Error(n, err)
 	}
 	for _, n := range []int{-1, 1} {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 
 	"lifeboat/store/backend"
 )
@@ -67,16 +66,4 @@ func getObject(ctx context.Context, b backend.Backend, name string, limit int64)
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	return data, nil
-}
-
-// exists reports whether there is an object of that name.
-func exists(ctx context.Context, b backend.Backend, name string) (bool, error) {
-	obj, err := b.Open(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look for %s: %w", name, err)
-	}
-	return true, obj.Close()
 }

@@ -8,11 +8,11 @@ import (
 type Consistency string
 
 const (
-	// CrashConsistent: the disks are as after a power cut.
+	// CrashConsistent means that the disks are as after a power cut.
 	CrashConsistent Consistency = "crash"
-	// FileSystemConsistent: the guest's file systems were flushed and frozen.
+	// FileSystemConsistent means that the guest's file systems were flushed and frozen.
 	FileSystemConsistent Consistency = "file-system"
-	// ApplicationConsistent: applications were told, too (VSS, scripts).
+	// ApplicationConsistent means that applications were told, too (VSS, scripts).
 	ApplicationConsistent Consistency = "application"
 )
 
