@@ -56,6 +56,10 @@ import (
 // point; Forget would make it unseen, so Forget first has claims settled whose
 // pending point it is. Sweepers that run at the same time do the same.
 //
+// A claim that is damaged is never swept: what its owner kept is not known. Its
+// owner mends it with the next renewal; when that has not happened for maxLease,
+// the claim is removed and its segments stay, for a prune to look at.
+//
 // A long backup does steps 1, 3 and 4 now and then without a point (a
 // checkpoint), so that what it stored so far is found by the next attempt.
 const (
@@ -230,6 +234,9 @@ func (c *claim) update(ctx context.Context, change func(*claimRecord)) error {
 // check fails with ErrFenced when a sweeper took the claim away. c.mu is held.
 func (c *claim) check(ctx context.Context) error {
 	now, err := c.r.getClaim(ctx, c.rec.Number)
+	if errors.Is(err, ErrDamaged) {
+		return nil // nobody else writes over a damaged claim: it is ours to mend
+	}
 	if err == nil && (now.Closed || now.Owner != c.rec.Owner) || errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w %x: another process took this one for dead and removed what it had not committed; run the backup again",
 			ErrFenced, c.rec.Number)

@@ -345,3 +345,48 @@ func TestClaimNames(t *testing.T) {
 		t.Error(claimName(1))
 	}
 }
+
+// TestDamagedClaim: a damaged claim holds nobody up for long, its segments stay,
+// and a living owner mends it.
+func TestDamagedClaim(t *testing.T) {
+	w, r := newRepo(t)
+	p := backup(t, r, "vm", nil, randomDisk(1, 1<<20), nil)
+	_, in, pw := abandoned(t, w)
+	rec := in.claim.record()
+	name := claimName(rec.Number)
+	flip(t, w.fs, name, 70, 1)
+	if _, err := tryBackup(t.Context(), r, "vm", nil, randomDisk(2, 1<<20), nil); !errors.Is(err, ErrBusy) {
+		t.Fatalf("a backup beside a claim damaged just now: %v", err)
+	}
+	if err := r.Forget(t.Context(), p.ID); err != nil {
+		t.Errorf("forget beside a damaged claim: %v", err)
+	}
+	if err := in.claim.update(t.Context(), func(*claimRecord) {}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.getClaim(t.Context(), rec.Number); err != nil || got.Pending != rec.Pending {
+		t.Fatalf("not mended: %+v %v", got, err)
+	}
+	if _, err := pw.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	flip(t, w.fs, name, 70, 1)
+	w.actors.kill(rec.Owner.Process)
+	old := &late{Backend: r.backend, age: map[string]time.Duration{name: DefaultLease + time.Minute}}
+	r.backend = old
+	q := backup(t, r, "vm", nil, randomDisk(2, 1<<20), nil)
+	if n := segmentsOf(t, r, rec.Number); n == 0 {
+		t.Error("the segments of a damaged claim were swept")
+	}
+	old.mu.Lock()
+	old.age[name] = maxLease + time.Minute
+	old.mu.Unlock()
+	if err := r.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := segmentsOf(t, r, rec.Number); n == 0 {
+		t.Error("the segments of a damaged claim were swept")
+	}
+	wantDisk(t, r, q, 0, randomDisk(2, 1<<20))
+	wantSound(t, r)
+}

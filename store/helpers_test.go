@@ -101,8 +101,16 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 // newRepo is a new repository in memory.
 func newRepo(t testing.TB) (*world, *Repository) {
 	t.Helper()
+	return newRepoOf(t, 0)
+}
+
+// newRepoOf is newRepo with another block size.
+func newRepoOf(t testing.TB, blockSize int) (*world, *Repository) {
+	t.Helper()
 	w := newWorld(crashfs.New(1, crashfs.Options{}))
-	if err := Init(t.Context(), w.backend(t, actor{w.actors, "init"}), testPassword, cheap); err != nil {
+	opts := cheap
+	opts.BlockSize = blockSize
+	if err := Init(t.Context(), w.backend(t, actor{w.actors, "init"}), testPassword, opts); err != nil {
 		t.Fatal(err)
 	}
 	r := w.open(t)

@@ -320,10 +320,12 @@ func (r *Repository) liveClaims(ctx context.Context, own uint64, kind claimKind)
 			continue
 		}
 		rec, err := r.getClaim(ctx, l.number)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, ErrDamaged) && now.Sub(l.modified) > DefaultLease:
+			continue // a living owner would have mended it
+		case errors.Is(err, ErrDamaged):
+			return nil, fmt.Errorf("%w: %w; its owner mends it if it is alive: try again in %v", ErrBusy, err, DefaultLease)
+		case err != nil:
 			return nil, err
 		}
 		if rec.Kind == kind && r.standing(rec, l.modified, now) == standingAlive {

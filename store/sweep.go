@@ -79,6 +79,9 @@ func (r *Repository) standing(rec claimRecord, modified, now time.Time) standing
 // settle removes what the owner of a claim left, if it is dead, and the claim.
 func (r *Repository) settle(ctx context.Context, l listedClaim, now time.Time, highest bool) error {
 	rec, err := r.getClaim(ctx, l.number)
+	if errors.Is(err, ErrDamaged) && !highest && now.Sub(l.modified) > maxLease {
+		return r.backend.Remove(ctx, claimName(l.number))
+	}
 	if err != nil {
 		return err
 	}
@@ -195,8 +198,8 @@ func (r *Repository) claimPending(ctx context.Context, id string) (uint64, error
 	}
 	for _, l := range claims {
 		rec, err := r.getClaim(ctx, l.number)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) {
+			continue // gone, or never to be swept
 		}
 		if err != nil {
 			return 0, err
