@@ -8,7 +8,8 @@ type syncGroup struct {
 	conn    *conn
 	replies *buffer
 	calls   []call
-	cost    int // bytes reserved for the replies
+	cost    int         // bytes reserved for the replies
+	done    func(error) // synced, made once: a method value costs an allocation
 }
 
 // heldCost is what a held reply takes, bytes.
@@ -31,6 +32,7 @@ func (c *conn) groupOf(x *call) *syncGroup {
 	g, ok := c.srv.groups.Get().(*syncGroup)
 	if !ok {
 		g = &syncGroup{}
+		g.done = g.synced
 	}
 	g.conn, g.replies = c, c.srv.buffers.get(smallBuffer)
 	c.held = append(c.held, g)
@@ -45,7 +47,7 @@ func (c *conn) startSyncs() {
 			_ = c.flush() // an error is the outbox's, and comes again at the end of the turn
 			c.srv.sched.reserve(c.lane, g.cost)
 		}
-		g.calls[0].syncer.SyncAsync(g.synced)
+		g.calls[0].syncer.SyncAsync(g.done)
 	}
 	c.held = c.held[:0]
 }
@@ -67,7 +69,7 @@ func (g *syncGroup) synced(err error) {
 	}
 	c, out := g.conn, chunk{b: g.replies.b, own: g.replies, cost: g.cost}
 	clear(g.calls)
-	*g = syncGroup{calls: g.calls[:0]}
+	*g = syncGroup{calls: g.calls[:0], done: g.done}
 	c.srv.groups.Put(g)
 	c.out.post(out)
 }

@@ -1,6 +1,7 @@
 package nfsserver
 
 import (
+	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -165,6 +166,44 @@ type tcpAddr string
 
 func (a tcpAddr) Network() string { return "tcp" }
 func (a tcpAddr) String() string  { return string(a) }
+
+// What is answered from memory allocates nothing.
+func TestNoAllocations(t *testing.T) {
+	w := newWorld(t, ram{make([]byte, 1<<20)})
+	n, err := w.tree.Walk(diskPath)
+	must(t, err)
+	_, err = n.Attr() // described once
+	must(t, err)
+	c := newConn(w.srv, sink{}, netip.MustParseAddr("127.0.0.1"), servesNFS)
+	for name, x := range map[string]struct {
+		proc uint32
+		args nfstest.Enc
+	}{
+		"NULL":           {0, nil},
+		"GETATTR":        {1, nfstest.Enc{}.Bytes(n.Handle())},
+		"ACCESS":         {4, nfstest.Enc{}.Bytes(n.Handle()).U32(63)},
+		"READ":           {6, nfstest.ReadArgs(n.Handle(), 4096, 4096)},
+		"UNSTABLE WRITE": {7, nfstest.WriteArgs(n.Handle(), 4096, make([]byte, 4096), nfstest.Unstable)},
+	} {
+		c.batch = w.srv.buffers.get(middleBuffer)
+		rec := nfstest.Message(1, nfstest.ProgNFS, 3, x.proc, nfstest.Cred{}, x.args)
+		allocs := testing.AllocsPerRun(1000, func() {
+			must(t, c.answer(rec))
+			if len(c.batch.b) < replyOverhead {
+				t.Fatalf("%s was not answered inline", name)
+			}
+			c.batch.b = c.batch.b[:0]
+		})
+		if allocs > 0 && !raceEnabled {
+			t.Errorf("%s: %v allocations", name, allocs)
+		}
+	}
+}
+
+// sink is a connection that nobody listens to.
+type sink struct{ net.Conn }
+
+func (sink) RemoteAddr() net.Addr { return tcpAddr("127.0.0.1:1") }
 
 func TestStats(t *testing.T) {
 	w := newWorld(t, disktest.NewMemory(1<<20))
