@@ -152,7 +152,9 @@ func TestPortmap(t *testing.T) {
 		{nfstest.ProgNFS, 3, 6, uint32(addrs.NFS.Port())},
 		{nfstest.ProgMount, 3, 6, uint32(addrs.Mount.Port())},
 		{nfstest.ProgPortmap, 2, 17, uint32(addrs.Portmap.Port())},
-		{nfstest.ProgNFS, 3, 17, 0}, {nfstest.ProgNFS, 4, 6, 0}, {100021, 4, 6, 0},
+		{nfstest.ProgNFS, 3, 17, 0},
+		{nfstest.ProgNFS, 4, 6, 0},
+		{100021, 4, 6, 0},
 	} {
 		port, err := c.Getport(x.prog, x.vers, x.proto)
 		must(t, err)

@@ -138,10 +138,17 @@ func TestReadEdges(t *testing.T) {
 				n     int
 				eof   bool
 			}{
-				{0, 0, 0, false}, {0, 1, 1, false}, {5, 7, 7, false},
-				{0, 4 << 20, MaxTransfer, false}, {0, 1<<32 - 1, MaxTransfer, false},
-				{3<<20 - 1024, 512, 512, true}, {3<<20 - 1024, 4096, 512, true}, {3<<20 - 513, 1, 1, true},
-				{3<<20 - 512, 1, 0, true}, {1 << 40, 1, 0, true}, {1<<64 - 1, 1<<32 - 1, 0, true},
+				{0, 0, 0, false},
+				{0, 1, 1, false},
+				{5, 7, 7, false},
+				{0, 4 << 20, MaxTransfer, false},
+				{0, 1<<32 - 1, MaxTransfer, false},
+				{3<<20 - 1024, 512, 512, true},
+				{3<<20 - 1024, 4096, 512, true},
+				{3<<20 - 513, 1, 1, true},
+				{3<<20 - 512, 1, 0, true},
+				{1 << 40, 1, 0, true},
+				{1<<64 - 1, 1<<32 - 1, 0, true},
 			} {
 				r, err := c.Read(flat, x.off, x.count)
 				must(t, err)
