@@ -64,9 +64,12 @@ type diskPipe struct {
 //
 // With a parent that has a disk of the same key and size, and with changed not
 // nil, only the blocks that changed touches are read, and the rest is taken from
-// the parent; the caller vouches that nothing else differs. Otherwise changed is
-// only checked: all data of src is read, and compared with the parent's if there
-// is one. changed may be unsorted and overlap; areas outside src match
+// the parent; the caller vouches that nothing else differs from that parent.
+// Otherwise changed is only checked: all data of src is read, and compared with
+// the parent's if there is one. So it is, too, after a change of size, when what
+// reports changed areas is not to be trusted (VMware KB 2090639), and while there
+// is a restore point that can't be read: perhaps it is the VM's last, and what
+// changed is meant against that one. changed may be unsorted and overlap; areas outside src match
 // ErrChangedList. Empty but not nil means that nothing changed.
 //
 // A source that ends early matches disk.ErrChanged, one that fails its own
@@ -134,9 +137,13 @@ func (d *diskPipe) prepare(key int, changed []disk.Extent) (parent blockmap.Tree
 			return parent, damaged(err)
 		}
 		d.parentBlocks = blocksOf(parent.Size, d.in.r.blockSize)
-		// After a change of size, what reports changed areas is not to be
-		// trusted (VMware KB 2090639): everything is compared.
-		if changed != nil && parent.Size == d.size {
+		trust := changed != nil && parent.Size == d.size
+		if trust {
+			if trust, err = d.in.r.allPointsReadable(d.ctx); err != nil {
+				return parent, err
+			}
+		}
+		if trust {
 			d.regions = runs
 		}
 	}

@@ -20,6 +20,7 @@ type watched struct {
 	backend.Backend
 	reads, bytes atomic.Int64
 	gate         atomic.Pointer[chan struct{}]
+	held         chan struct{} // gets a value when a read is held back
 }
 
 type watchedObject struct {
@@ -39,6 +40,7 @@ func (o watchedObject) ReadAt(p []byte, off int64) (int, error) {
 	o.w.reads.Add(1)
 	o.w.bytes.Add(int64(len(p)))
 	if gate := o.w.gate.Load(); gate != nil {
+		o.w.held <- struct{}{}
 		<-*gate
 	}
 	return o.Object.ReadAt(p, off)
@@ -52,7 +54,7 @@ func watchedImage(t *testing.T, size int64) (*watched, *Image, *disktest.Memory)
 	src := disktest.Random(1, size, 1)
 	p := backup(t, r, "vm", nil, src, nil)
 	me := actor{w.actors, "reader"}
-	b := &watched{Backend: w.backend(t, me)}
+	b := &watched{Backend: w.backend(t, me), held: make(chan struct{}, 100)}
 	opts := w.options(me)
 	opts.CacheBytes = 64 << 20
 	again, err := Open(t.Context(), b, testPassword, opts)
@@ -147,15 +149,12 @@ func TestImageEnds(t *testing.T) {
 		_, err := img.ReadAt(make([]byte, 2*testBlock), 0)
 		failed <- err
 	}()
+	<-b.held
 	waiting := make(chan error)
 	go func() {
-		for b.reads.Load() == 0 {
-		}
 		_, err := img.ReadAt(make([]byte, 2*testBlock), 0)
 		waiting <- err
 	}()
-	for b.reads.Load() == 0 {
-	}
 	if err := img.Close(); err != nil {
 		t.Fatal(err)
 	}

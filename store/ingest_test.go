@@ -182,6 +182,25 @@ func TestChangedList(t *testing.T) {
 	}
 }
 
+// TestDamagedLastPoint: when the VM's last point cannot be read, what changed
+// since that one is not taken for what changed since the one before.
+func TestDamagedLastPoint(t *testing.T) {
+	w, r := newRepo(t)
+	src := randomDisk(1, 4<<20)
+	first := backup(t, r, "vm", nil, src, nil)
+	last := backup(t, r, "vm", first, src, scribble(1, src, 3))
+	flip(t, w.fs, pointName(last.ID), 60, 1)
+	fresh := w.open(t)
+	defer fresh.Close()
+	parent, err := fresh.Latest(t.Context(), "vm")
+	if err != nil || parent.ID != first.ID {
+		t.Fatal(parent, err)
+	}
+	changed := scribble(2, src, 1) // since last, as the caller believes
+	p := backup(t, fresh, "vm", parent, src, changed)
+	wantDisk(t, fresh, p, 0, src)
+}
+
 // hollow fails the test when its holes are read.
 type hollow struct {
 	*disktest.Memory

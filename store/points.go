@@ -147,6 +147,16 @@ func (r *Repository) Points(ctx context.Context) ([]*Point, error) {
 	return points, nil
 }
 
+// allPointsReadable reports whether no restore point is damaged.
+func (r *Repository) allPointsReadable(ctx context.Context) (bool, error) {
+	all := true
+	_, err := r.pointRecords(ctx, func(id string, err error) {
+		all = false
+		r.log.Warn("a restore point cannot be read: the disk is compared whole", "point", id, "error", err)
+	})
+	return all, err
+}
+
 // Point returns the restore point with exactly that ID.
 func (r *Repository) Point(ctx context.Context, id string) (*Point, error) {
 	rec, err := r.pointRecord(ctx, id)
