@@ -102,6 +102,7 @@ func BenchmarkIngest(b *testing.B) {
 	b.ReportAllocs()
 	var used time.Duration
 	var p *Point
+	b.ResetTimer()
 	for i := range b.N {
 		for off := 0; off < len(src); off += testBlock { // all blocks are new
 			src[off]++
