@@ -161,6 +161,6 @@ func (v *verification) index(ctx context.Context) error {
 	return dedupe.Verify(ctx, v.r.backend, v.r.keys, func(d *dedupe.DamageError) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		v.report.Damages = append(v.report.Damages, Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: -1})
+		v.add(Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: -1})
 	})
 }

@@ -66,6 +66,8 @@ type Report struct {
 	Bytes   int64    `json:"bytes"`
 	Points  int      `json:"points"`
 	Damages []Damage `json:"damages"`
+	// MoreDamages is how many more there are than are listed.
+	MoreDamages int `json:"more_damages,omitempty"`
 	// Unexpected names objects that do not belong to a repository. They do no
 	// harm.
 	Unexpected []string `json:"unexpected,omitempty"`
@@ -175,8 +177,7 @@ func (b *badSegment) of(addr segment.Addr) []int {
 func (v *verification) damaged(number uint64, d *segment.DamageError) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.report.Damages = append(v.report.Damages, Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: d.Frame})
-	index := len(v.report.Damages) - 1
+	index := v.add(Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: d.Frame})
 	b := v.bad[number]
 	if b == nil {
 		b = &badSegment{pages: make(map[int][]int), slots: make(map[int][]int), identities: make(map[int]bool)}
@@ -202,7 +203,23 @@ func (v *verification) whole(object string, err error, hurt *Hurt) {
 	if hurt != nil {
 		d.Hurts = []Hurt{*hurt}
 	}
+	v.add(d)
+}
+
+// maxDamages is how many damages a report lists.
+const maxDamages = 10_000
+
+// unlisted stands for the index of a damage that found no room in the report.
+const unlisted = -1
+
+// add lists a damage and returns its index. v.mu is held.
+func (v *verification) add(d Damage) int {
+	if len(v.report.Damages) >= maxDamages {
+		v.report.MoreDamages++
+		return unlisted
+	}
 	v.report.Damages = append(v.report.Damages, d)
+	return len(v.report.Damages) - 1
 }
 
 func (v *verification) count(object string, size int64) {
@@ -220,7 +237,7 @@ func (v *verification) progress(n int64, last bool) {
 		return
 	}
 	v.told = time.Now()
-	v.opts.Progress(VerifyProgress{Done: v.done, Total: v.total, Damages: len(v.report.Damages)})
+	v.opts.Progress(VerifyProgress{Done: v.done, Total: v.total, Damages: len(v.report.Damages) + v.report.MoreDamages})
 }
 
 // sort puts the report into the order of the objects.

@@ -334,3 +334,21 @@ func TestOpenErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestReportIsBounded: a repository that is nothing but damage does not take
+// all memory.
+func TestReportIsBounded(t *testing.T) {
+	_, r := newRepo(t)
+	v := &verification{r: r, report: &Report{}, bad: make(map[uint64]*badSegment)}
+	for i := range maxDamages + 100 {
+		v.damaged(300, &segment.DamageError{Object: "x", Part: segment.PartFrame, Addr: segment.MakeAddr(300, i), Page: -1, Err: errors.New("?")})
+		v.hurt(v.badAt(segment.MakeAddr(300, i)), Hurt{Point: "p", Offset: int64(i), Length: 1})
+		v.hurt([]int{0}, Hurt{Point: "p", Offset: int64(2 * i), Length: 1})
+	}
+	if n := len(v.report.Damages); n != maxDamages || v.report.MoreDamages != 100 {
+		t.Errorf("%d damages are listed, %d more", n, v.report.MoreDamages)
+	}
+	if d := v.report.Damages[0]; len(d.Hurts) != maxHurts || d.MoreHurts == 0 {
+		t.Errorf("%d hurts are listed, %d more", len(d.Hurts), d.MoreHurts)
+	}
+}

@@ -192,6 +192,9 @@ func (v *verification) blame(addr segment.Addr, err error) []int {
 // one is joined to it.
 func (v *verification) hurt(damages []int, h Hurt) {
 	for _, i := range damages {
+		if i == unlisted {
+			continue
+		}
 		d, h := &v.report.Damages[i], h
 		if d.frame >= 0 && h.Disk >= 0 && h.Length > segment.FrameSize {
 			h.Offset += int64(d.frame) * segment.FrameSize
