@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +96,63 @@ func FuzzReference(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRepository changes an object of the golden repository in any way: nothing
+// crashes, nothing is read that was not written, and a verification that finds
+// nothing means that everything can be read.
+func FuzzRepository(f *testing.F) {
+	f.Add(uint8(0), uint16(0), []byte("x"), false)
+	f.Add(uint8(3), uint16(200), []byte{0, 0, 0, 0}, true)
+	f.Add(uint8(7), uint16(88), []byte{0xff}, false)
+	f.Add(uint8(9), uint16(65535), []byte("more"), false)
+	want := goldenDisks()
+	f.Fuzz(func(t *testing.T, which uint8, off uint16, patch []byte, cut bool) {
+		objects := readGolden(t)
+		o := &objects[int(which)%len(objects)]
+		before := string(o.content)
+		at := min(int(off), len(o.content))
+		after := append(o.content[:at:at], patch...)
+		if !cut && at+len(patch) < len(before) {
+			after = append(after, before[at+len(patch):]...)
+		}
+		o.content = after
+		w := goldenWorld(t, objects)
+		r, err := w.tryOpen(t)
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		report, err := r.Verify(t.Context(), VerifyOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if report.OK() && string(after) != before {
+			t.Fatalf("%s was changed at %d, and a verification finds nothing", o.name, at)
+		}
+		points, err := r.Points(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range points {
+			s := &sample{w: w, points: []*Point{p}}
+			img, err := r.OpenDisk(t.Context(), p, 0)
+			if err != nil {
+				continue
+			}
+			for i := range int64(5) { // where there is data
+				part := io.NewSectionReader(img, i*21<<20, 2*testBlock)
+				exp := io.NewSectionReader(want[p.Time.Unix()-1_700_000_000], i*21<<20, 2*testBlock)
+				s.readsRight(t, o.name, sized{part}, sized{exp})
+			}
+			img.Close()
+		}
+	})
+}
+
+// sized is a section as a disk.
+type sized struct{ *io.SectionReader }
+
+func (sized) Close() error { return nil }
 
 // TestRefusesTheUnknown: what a newer version wrote is refused and not half
 // understood, what is inconsistent is damage.

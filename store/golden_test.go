@@ -37,16 +37,19 @@ func goldenConfig() map[string][]byte {
 	return map[string][]byte{"golden.vmx": []byte("displayName = \"golden\"\n"), "golden.nvram": make([]byte, 8684)}
 }
 
-func TestGolden(t *testing.T) {
-	if os.Getenv("LIFEBOAT_UPDATE_GOLDEN") != "" {
-		writeGolden(t)
-	}
-	w := newWorld(crashfs.New(1, crashfs.Options{}))
-	b := w.backend(t, actor{w.actors, "reader"})
+// golden is an object of the golden repository.
+type golden struct {
+	name    string
+	content []byte
+}
+
+func readGolden(t testing.TB) []golden {
+	t.Helper()
 	data, err := os.ReadFile(goldenFile)
 	if err != nil {
 		t.Fatal(err)
 	}
+	var out []golden
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -55,10 +58,28 @@ func TestGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := putObject(t.Context(), b, name, content, 0); err != nil {
+		out = append(out, golden{name, content})
+	}
+	return out
+}
+
+func goldenWorld(t testing.TB, objects []golden) *world {
+	t.Helper()
+	w := newWorld(crashfs.New(1, crashfs.Options{}))
+	b := w.backend(t, actor{w.actors, "writer"})
+	for _, o := range objects {
+		if err := putObject(t.Context(), b, o.name, o.content, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return w
+}
+
+func TestGolden(t *testing.T) {
+	if os.Getenv("LIFEBOAT_UPDATE_GOLDEN") != "" {
+		writeGolden(t)
+	}
+	w := goldenWorld(t, readGolden(t))
 	r := w.open(t)
 	defer r.Close()
 	points, err := r.Points(t.Context())
