@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,7 +112,7 @@ func FuzzRepository(f *testing.F) {
 		o := &objects[int(which)%len(objects)]
 		before := string(o.content)
 		at := min(int(off), len(o.content))
-		after := append(o.content[:at:at], patch...)
+		after := slices.Concat(o.content[:at], patch)
 		if !cut && at+len(patch) < len(before) {
 			after = append(after, before[at+len(patch):]...)
 		}
