@@ -113,11 +113,14 @@ func (c *nbdConn) reads(ctx context.Context, size, depth int, d time.Duration, n
 	reply := make([]byte, nbdReplySize+size)
 	batch = batch[:0]
 	for flying := depth; flying > 0; done++ {
-		if _, err := io.ReadFull(c.in, reply); err != nil {
+		if _, err := io.ReadFull(c.in, reply[:nbdReplySize]); err != nil {
 			return done, err
 		}
 		if binary.BigEndian.Uint32(reply) != nbdReply || binary.BigEndian.Uint32(reply[4:]) != 0 {
-			return done, fmt.Errorf("NBD error %d", binary.BigEndian.Uint32(reply[4:]))
+			return done, fmt.Errorf("NBD error %d", binary.BigEndian.Uint32(reply[4:])) // no data follows
+		}
+		if _, err := io.ReadFull(c.in, reply[nbdReplySize:]); err != nil {
+			return done, err
 		}
 		if time.Now().Before(end) && ctx.Err() == nil {
 			batch = request(batch, nbdRead, binary.BigEndian.Uint64(reply[8:]), next(), size)
