@@ -11,6 +11,7 @@
 //	CachedReader  reads without waiting           otherwise: ReadAt on a worker
 //	TryWriter     writes without waiting          otherwise: WriteAt on a worker
 //	AsyncSyncer   makes durable in groups         otherwise: Sync on a worker
+//	AsyncFlusher  hands writes to the system      otherwise: they are safe at once
 //	Zeroer        makes a range read as zeros     otherwise: WriteAt of zeros
 //	Usage         says how much space it takes    otherwise: Size
 //
@@ -114,6 +115,16 @@ type AsyncSyncer interface {
 	// runs on the device's own goroutine and must return quickly; it may be
 	// called before SyncAsync returns.
 	SyncAsync(done func(error))
+}
+
+// AsyncFlusher is implemented by devices that keep writes in the memory of this
+// process for a while.
+type AsyncFlusher interface {
+	// FlushAsync arranges for done to be called exactly once, when every write
+	// that returned before this call would outlive this process, killed at any
+	// moment. It promises nothing about power loss: that is what syncing is
+	// for. The rules of SyncAsync's callback hold.
+	FlushAsync(done func(error))
 }
 
 // Zeroer is implemented by devices that can make a range read as zeros without

@@ -20,9 +20,20 @@ type call struct {
 	size     int // of the arguments, bytes
 	start    time.Time
 	status   status // what the procedure answered, for the counters
-	// With verdict held: the file whose sync the reply waits for, and who syncs it.
-	file   *datastore.Node
-	syncer disk.AsyncSyncer
+	// With verdict held: the file whose data the reply waits for, and who makes
+	// them safe: durable, or (flusher not nil) only from the death of this process.
+	file    *datastore.Node
+	syncer  disk.AsyncSyncer
+	flusher disk.AsyncFlusher
+}
+
+// settle has then called when the data that the reply waits for are safe.
+func (x *call) settle(then func(error)) {
+	if x.flusher != nil {
+		x.flusher.FlushAsync(then)
+		return
+	}
+	x.syncer.SyncAsync(then)
 }
 
 // verdict is what a procedure says about its reply.
@@ -32,7 +43,7 @@ const (
 	done    verdict = iota // the reply is complete
 	garbage                // the arguments do not decode: GARBAGE_ARGS
 	wait                   // inline only: nothing was done, ask a worker
-	held                   // complete, to be sent when call.syncer has synced
+	held                   // complete, to be sent when call.settle says so
 	parked                 // worker only: the reply is somebody else's business
 )
 

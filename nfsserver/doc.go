@@ -16,7 +16,8 @@
 // What must wait becomes a task: its arguments are copied, a worker performs it
 // (scheduler) and queues the reply on the connection's output (outbox), which a
 // writer goroutine sends. A stable WRITE or a COMMIT waits for its disk instead
-// of occupying anybody: the reply is encoded at once, put aside, and queued by
+// of occupying anybody (an UNSTABLE WRITE for the data to leave this process):
+// the reply is encoded at once, put aside, and queued by
 // the callback of the disk's group sync; all the writes of one turn share one
 // callback (syncGroup). Replies leave in the order in which they get ready. RPC
 // allows that, and clients match them by xid.
@@ -42,6 +43,8 @@
 //   - What clients see of a file (handle, fileid, fsid) is the tree's and
 //     survives a restart. The write verifier belongs to one Server and so is a
 //     new one after a restart, which makes clients send again what was UNSTABLE.
+//   - What was UNSTABLE outlives the process all the same (disk.AsyncFlusher): not
+//     every client sends it again.
 //
 // # Locks
 //

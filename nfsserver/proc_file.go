@@ -241,11 +241,19 @@ func (x *call) mayWrite(n *datastore.Node, dev disk.Device, a writeArgs) error {
 }
 
 // written encodes the result of a WRITE to a virtual disk. The data are visible
-// now; a stable WRITE is held until they are durable too.
+// now; a stable WRITE is held until they are durable too. An UNSTABLE one is
+// held until they would survive the death of this process: the protocol does not
+// ask for it, but libnfs (and so QEMU) does not send them again when the write
+// verifier changes, and a running VM must not lose what it was told is written.
 func (x *call) written(out []byte, n *datastore.Node, dev disk.Device, a writeArgs) ([]byte, verdict) {
 	w := n.Written()
 	if a.stable == unstable {
-		return x.appendWritten(out, &w, len(a.data), unstable), done
+		out = x.appendWritten(out, &w, len(a.data), unstable)
+		if flusher, ok := dev.(disk.AsyncFlusher); ok {
+			x.file, x.flusher = n, flusher
+			return out, held
+		}
+		return out, done
 	}
 	out = x.appendWritten(out, &w, len(a.data), fileSync)
 	if syncer, ok := dev.(disk.AsyncSyncer); ok {

@@ -1,7 +1,7 @@
 package nfsserver
 
 // syncGroup are the replies of one turn of a connection that wait for the same
-// disk's sync: one sync for all of them, however many writes the turn had. The
+// disk's sync (or for its flush): one for all of them, however many writes the turn had. The
 // sync's callback only queues the replies, encoded long before, so that no
 // client, however slow, can hold up the disk's sync stage.
 type syncGroup struct {
@@ -25,7 +25,7 @@ func (c *conn) hold(x *call, reply []byte) {
 
 func (c *conn) groupOf(x *call) *syncGroup {
 	for _, g := range c.held {
-		if g.calls[0].file == x.file {
+		if g.calls[0].file == x.file && (g.calls[0].flusher == nil) == (x.flusher == nil) {
 			return g
 		}
 	}
@@ -47,7 +47,7 @@ func (c *conn) startSyncs() {
 			_ = c.flush() // an error is the outbox's, and comes again at the end of the turn
 			c.srv.sched.reserve(c.lane, g.cost)
 		}
-		g.calls[0].syncer.SyncAsync(g.done)
+		g.calls[0].settle(g.done)
 	}
 	c.held = c.held[:0]
 }

@@ -27,7 +27,7 @@ func (s *Server) work(t *task) {
 		return
 	}
 	// From here on the task is the callback's.
-	t.call.syncer.SyncAsync(func(err error) {
+	t.call.settle(func(err error) {
 		if err != nil {
 			st := t.call.failure(err)
 			reply.b = appendSyncFailure(reply.b[:0], t.call.xid, t.call.proc, st)

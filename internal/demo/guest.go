@@ -116,7 +116,7 @@ func (s *story) check(ctx context.Context, where string) error {
 		if got, _, _ := strings.Cut(out, " "); got != p.SHA256 {
 			return fmt.Errorf("%s, written %s, has SHA-256 %s %s; it was %s", p.File, p.Written, got, where, p.SHA256)
 		}
-		p.Checked = where
+		p.Checked = append(p.Checked, where)
 	}
 	s.say.sayf("       read back and unchanged: %d files, %s", len(s.report.Proofs), where)
 	return nil

@@ -3,6 +3,7 @@ package demo
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -39,10 +40,10 @@ type Report struct {
 
 // Proof is a file whose content was checked.
 type Proof struct {
-	File    string `json:"file"`
-	Written string `json:"written"` // when in the story
-	Checked string `json:"checked"`
-	SHA256  string `json:"sha256"`
+	File    string   `json:"file"`
+	Written string   `json:"written"` // when in the story
+	Checked []string `json:"checked"` // when it was read back, past the guest's cache
+	SHA256  string   `json:"sha256"`
 }
 
 // Print renders the report for people.
@@ -66,7 +67,7 @@ func (r *Report) Print(w io.Writer) error {
 	fmt.Fprintf(w, "\nProof (SHA-256 of files in the guest):\n")
 	t = tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, p := range r.Proofs {
-		fmt.Fprintf(t, "  %s\t%s…\twritten %s,\tread back %s\n", p.File, p.SHA256[:16], p.Written, p.Checked)
+		fmt.Fprintf(t, "  %s\t%s…\tread back %s\n", p.File, p.SHA256[:16], strings.Join(p.Checked, ", "))
 	}
 	return t.Flush()
 }

@@ -177,7 +177,7 @@ func (s *story) bootFromBackup(ctx context.Context) error {
 }
 
 func (s *story) workInGuest(ctx context.Context) error {
-	if err := s.check(ctx, "in the VM booted from the backup"); err != nil {
+	if err := s.check(ctx, "in the recovery"); err != nil {
 		return err
 	}
 	return s.write(ctx, "in-recovery", "while running from the backup")
@@ -208,7 +208,7 @@ func (s *story) killServer(ctx context.Context) error {
 	}
 	s.report.GuestPause = longest.Seconds()
 	s.say.sayf("       server down for %.1f s; longest pause between two synced writes in the guest: %.1f s", s.report.ServerDown, s.report.GuestPause)
-	if err := s.check(ctx, "after the server was killed"); err != nil {
+	if err := s.check(ctx, "after the kill"); err != nil {
 		return err
 	}
 	return s.write(ctx, "after-the-kill", "after the server was killed")
@@ -242,7 +242,7 @@ func (s *story) withoutServer(ctx context.Context) error {
 	if err := s.write(ctx, "after-the-move", "after the move, without a server"); err != nil {
 		return err
 	}
-	if err := s.check(ctx, "on the new storage, server gone"); err != nil {
+	if err := s.check(ctx, "after the move, without the server"); err != nil {
 		return err
 	}
 	return s.powerOff(ctx)

@@ -123,6 +123,7 @@ type Overlay struct {
 	free       []*group
 	shelf      shelf
 	syncs      syncQueue
+	flushes    []func(error) // who waits for what is written so far to reach the file
 	ckpt       ckptState
 	failed     error    // matches ErrFailed
 	durableEnd position // everything in the log before it is durable
@@ -180,7 +181,7 @@ func (o *Overlay) start() {
 		})
 	}
 	task(o.wakers.sync, func(context.Context) { o.runSyncs() })
-	task(o.wakers.write, func(context.Context) { o.writeSealed() })
+	task(o.wakers.write, func(context.Context) { o.runFlushes() })
 	task(o.wakers.prepare, o.prepare)
 	task(o.wakers.checkpoint, o.backgroundCheckpoint)
 }
@@ -230,6 +231,7 @@ func (o *Overlay) Close() error {
 	err := o.flush()
 	o.stop()
 	o.tasks.Wait()
+	o.endFlushes(err)
 	if err == nil {
 		if cerr := o.checkpointAll(context.Background()); cerr != nil {
 			o.log.Warn("checkpoint at close failed; the log is kept and replayed when the overlay is opened again", slog.Any("error", cerr))

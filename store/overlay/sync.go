@@ -136,14 +136,57 @@ func (o *Overlay) setDurable(seq uint64, end position) {
 	}
 }
 
-// writeSealed writes out what is sealed, without making it durable: it frees
-// buffers, and leaves less to do for the next sync.
-func (o *Overlay) writeSealed() {
-	o.mu.RLock()
-	target := o.nextRec - 1
-	o.mu.RUnlock()
-	if _, _, _, err := o.writeOut(target); err != nil {
-		o.log.Debug("writing ahead failed", slog.Any("error", err))
+// FlushAsync implements disk.AsyncFlusher: what was written is in the log file
+// then, in the system's memory, where the death of this process leaves it and
+// the next Open finds it.
+func (o *Overlay) FlushAsync(done func(error)) {
+	o.mu.Lock()
+	err := o.usable()
+	if err != nil || len(o.queue) == 0 && (o.open == nil || len(o.open.runs) == 0) {
+		o.mu.Unlock()
+		done(err)
+		return
+	}
+	o.flushes = append(o.flushes, done)
+	o.mu.Unlock()
+	ring(o.wakers.write)
+}
+
+// runFlushes writes out what is sealed, and all there is while anyone waits for
+// it, without making it durable: it also frees buffers, and leaves less to do
+// for the next sync.
+func (o *Overlay) runFlushes() {
+	for {
+		o.mu.Lock()
+		waiters := o.flushes
+		o.flushes = nil
+		if len(waiters) > 0 {
+			o.seal()
+		}
+		target := o.nextRec - 1
+		o.mu.Unlock()
+		_, _, _, err := o.writeOut(target)
+		if err != nil {
+			o.log.Debug("writing ahead failed", slog.Any("error", err))
+		}
+		for _, done := range waiters {
+			done(err)
+		}
+		if len(waiters) == 0 {
+			return
+		}
+	}
+}
+
+// endFlushes answers who still waits when the overlay's goroutines have ended,
+// with the outcome of the last sync.
+func (o *Overlay) endFlushes(err error) {
+	o.mu.Lock()
+	waiters := o.flushes
+	o.flushes = nil
+	o.mu.Unlock()
+	for _, done := range waiters {
+		done(err)
 	}
 }
 
