@@ -133,13 +133,15 @@ func TestParseDescriptor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &disk.Descriptor{CID: 0xfffffffe, ParentCID: disk.NoParent, CreateType: "twoGbMaxExtentFlat",
+	want := &disk.Descriptor{
+		CID: 0xfffffffe, ParentCID: disk.NoParent, CreateType: "twoGbMaxExtentFlat",
 		DDB: map[string]string{"toolsVersion": "1234", "comment": "a=b"},
 		Extents: []disk.DescriptorExtent{
 			{Access: "RW", Sectors: 100, Type: "FLAT", File: "a b-f001.vmdk", Offset: 7},
 			{Access: "RDONLY", Sectors: 200, Type: "FLAT", File: "f002"},
 			{Access: "RW", Sectors: 5, Type: "ZERO"},
-		}}
+		},
+	}
 	if diff := cmp.Diff(want, d); diff != "" {
 		t.Error(diff)
 	}

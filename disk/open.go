@@ -109,8 +109,10 @@ func (o *opener) open() (Image, error) {
 		return nil, err
 	}
 	if top.size() > maxDiskSize {
-		return nil, &FormatError{Path: o.name, Format: format, Where: "size", Err: ErrUnsupported,
-			What: fmt.Sprintf("a disk of %d bytes (at most %d are read)", top.size(), int64(maxDiskSize))}
+		return nil, &FormatError{
+			Path: o.name, Format: format, Where: "size", Err: ErrUnsupported,
+			What: fmt.Sprintf("a disk of %d bytes (at most %d are read)", top.size(), int64(maxDiskSize)),
+		}
 	}
 	return &image{layer: top, format: format, opener: o}, nil
 }
@@ -143,8 +145,10 @@ func (o *opener) layer(host *hostFile, n node) (layer, Format, error) {
 	if n.format == "" {
 		var refused string
 		if n.format, refused = recognise(head); refused != "" {
-			return nil, "", &FormatError{Path: host.name, Format: FormatRaw, Where: "signature", Err: ErrUnsupported,
-				What: fmt.Sprintf("this is %s; convert it to raw, qcow2 or vmdk first", refused)}
+			return nil, "", &FormatError{
+				Path: host.name, Format: FormatRaw, Where: "signature", Err: ErrUnsupported,
+				What: fmt.Sprintf("this is %s; convert it to raw, qcow2 or vmdk first", refused),
+			}
 		}
 	}
 	n.chain = append(slices.Clone(n.chain), host.id)
@@ -170,12 +174,16 @@ func (o *opener) below(n node, name string, format Format) (layer, error) {
 		return nil, err
 	}
 	if slices.Contains(n.chain, host.id) {
-		return nil, &FormatError{Path: n.name, Format: n.format, Where: "backing file", Err: ErrFormat,
-			What: fmt.Sprintf("%q is part of the chain already: the images name each other in a loop", name)}
+		return nil, &FormatError{
+			Path: n.name, Format: n.format, Where: "backing file", Err: ErrFormat,
+			What: fmt.Sprintf("%q is part of the chain already: the images name each other in a loop", name),
+		}
 	}
 	if len(n.chain) > o.opts.MaxDepth {
-		return nil, &FormatError{Path: n.name, Format: n.format, Where: "backing file", Err: ErrUnsupported,
-			What: fmt.Sprintf("the chain of backing files is deeper than %d; flatten it with qemu-img convert", o.opts.MaxDepth)}
+		return nil, &FormatError{
+			Path: n.name, Format: n.format, Where: "backing file", Err: ErrUnsupported,
+			What: fmt.Sprintf("the chain of backing files is deeper than %d; flatten it with qemu-img convert", o.opts.MaxDepth),
+		}
 	}
 	l, _, err := o.layer(host, node{name: resolve(n, name), format: format, chain: n.chain})
 	return l, err
@@ -184,12 +192,16 @@ func (o *opener) below(n node, name string, format Format) (layer, error) {
 // beside opens a regular file that image n names, inside the folder only.
 func (o *opener) beside(n node, name string) (*hostFile, error) {
 	if why := notLocal(name); why != "" {
-		return nil, &FormatError{Path: n.name, Format: n.format, Where: "name of another file", Err: ErrUnsupported,
-			What: fmt.Sprintf("%.200q %s; an image may only name files in its own folder", name, why)}
+		return nil, &FormatError{
+			Path: n.name, Format: n.format, Where: "name of another file", Err: ErrUnsupported,
+			What: fmt.Sprintf("%.200q %s; an image may only name files in its own folder", name, why),
+		}
 	}
 	if len(o.files) >= maxOpenFiles {
-		return nil, &FormatError{Path: n.name, Format: n.format, Where: "files", Err: ErrUnsupported,
-			What: fmt.Sprintf("the image consists of more than %d files", maxOpenFiles)}
+		return nil, &FormatError{
+			Path: n.name, Format: n.format, Where: "files", Err: ErrUnsupported,
+			What: fmt.Sprintf("the image consists of more than %d files", maxOpenFiles),
+		}
 	}
 	if o.root == nil {
 		root, err := os.OpenRoot(filepath.Dir(o.name))

@@ -64,8 +64,10 @@ func (p *qcow2Parser) bad(where, format string, args ...any) error {
 }
 
 func (p *qcow2Parser) unsupported(what string) error {
-	return &FormatError{Path: p.host.name, Format: FormatQCOW2, Where: "header", Err: ErrUnsupported,
-		What: what + "; convert the image with qemu-img convert first"}
+	return &FormatError{
+		Path: p.host.name, Format: FormatQCOW2, Where: "header", Err: ErrUnsupported,
+		What: what + "; convert the image with qemu-img convert first",
+	}
 }
 
 func parseQCOW2(host *hostFile, log *slog.Logger) (*qcow2Header, error) {

@@ -52,8 +52,10 @@ func (v *vmdkOpener) bad(where, format string, args ...any) error {
 }
 
 func (v *vmdkOpener) unsupported(where, format string, args ...any) error {
-	return &FormatError{Path: v.host.name, Format: FormatVMDK, Where: where, Err: ErrUnsupported,
-		What: fmt.Sprintf(format, args...) + "; convert the disk with vmkfstools or qemu-img first"}
+	return &FormatError{
+		Path: v.host.name, Format: FormatVMDK, Where: where, Err: ErrUnsupported,
+		What: fmt.Sprintf(format, args...) + "; convert the disk with vmkfstools or qemu-img first",
+	}
 }
 
 func (v *vmdkOpener) parse(text []byte) (*Descriptor, error) {

@@ -75,8 +75,10 @@ func (s *sparse) bad(where, format string, args ...any) error {
 }
 
 func (s *sparse) unsupported(what string) error {
-	return &FormatError{Path: s.host.name, Format: FormatVMDK, Where: "sparse extent", Err: ErrUnsupported,
-		What: what + "; convert the disk with vmkfstools or qemu-img first"}
+	return &FormatError{
+		Path: s.host.name, Format: FormatVMDK, Where: "sparse extent", Err: ErrUnsupported,
+		What: what + "; convert the disk with vmkfstools or qemu-img first",
+	}
 }
 
 // footer is the header copy in the last three sectors of a stream: footer

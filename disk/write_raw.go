@@ -85,7 +85,8 @@ func WriteRawTo(ctx context.Context, w io.Writer, img Image, progress func(done,
 // writeDense calls write and zero so that together they cover the disk, in
 // order.
 func writeDense(ctx context.Context, img Image, progress func(done, total int64),
-	write func(off int64, p []byte) error, zero func(off, n int64) error) error {
+	write func(off int64, p []byte) error, zero func(off, n int64) error,
+) error {
 	next := int64(0)
 	fill := func(to int64) error {
 		from := next

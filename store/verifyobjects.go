@@ -240,8 +240,10 @@ func (v *verification) readBlock(ctx context.Context, addr segment.Addr, buf []b
 		return err
 	}
 	if hasher.Identity(segment.Data, buf[:n]) != id {
-		return &segment.DamageError{Object: segment.Prefix(addr.Segment()), Part: segment.PartFrame, Addr: addr, Frame: -1, Page: -1, Offset: -1,
-			Err: errors.New("its content has another identity")}
+		return &segment.DamageError{
+			Object: segment.Prefix(addr.Segment()), Part: segment.PartFrame, Addr: addr, Frame: -1, Page: -1, Offset: -1,
+			Err: errors.New("its content has another identity"),
+		}
 	}
 	return nil
 }

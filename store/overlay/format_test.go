@@ -31,8 +31,10 @@ func goldenRecord() []byte {
 		buf[pageSize+i] = byte(i % 251)
 	}
 	m := goldenMeta()
-	h := recordHeader{overlay: m.key(), file: 9, epoch: 0x1122334455667788, seq: 42, durable: 41, at: 7, pages: 3,
-		runs: []run{{page: 5, count: 2}, {page: 100, count: 150, zero: true}, {page: 299, count: 1}}}
+	h := recordHeader{
+		overlay: m.key(), file: 9, epoch: 0x1122334455667788, seq: 42, durable: 41, at: 7, pages: 3,
+		runs: []run{{page: 5, count: 2}, {page: 100, count: 150, zero: true}, {page: 299, count: 1}},
+	}
 	h.seal(buf)
 	return buf
 }

@@ -140,8 +140,10 @@ func (o *Overlay) openGroup(need int) error {
 	}
 	o.wantFile()
 	g := o.takeGroup()
-	*g = group{file: f, at: f.used, seq: o.nextRec, buf: g.buf, runs: g.runs[:0],
-		cap: min(o.recPages, int(f.pages-f.used)-1)}
+	*g = group{
+		file: f, at: f.used, seq: o.nextRec, buf: g.buf, runs: g.runs[:0],
+		cap: min(o.recPages, int(f.pages-f.used)-1),
+	}
 	o.open = g
 	return nil
 }

@@ -110,7 +110,7 @@ func readSmall(fsys vfs.FS, name string, limit int64) ([]byte, error) {
 		return nil, &DamageError{File: name, Reason: fmt.Sprintf("it has %d bytes, more than such a file can have", size)}
 	}
 	p := make([]byte, size)
-	if _, err := f.ReadAt(p, 0); err != nil && !(errors.Is(err, io.EOF)) {
+	if _, err := f.ReadAt(p, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	return p, nil

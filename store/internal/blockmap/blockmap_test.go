@@ -440,8 +440,14 @@ func TestMalformedNodesAreDamage(t *testing.T) {
 	leaf.entries[3] = segment.MakeAddr(2, 2)
 	good := appendNode(nil, leaf)
 	for i, bad := range [][]byte{
-		nil, {1}, {2, 0, 0}, {1, 1, 0}, good[:len(good)-1], append(bytes.Clone(good), 0), {1, 0, 1},
-		{1, 0, 0, 1<<opBits | 3, 2}, append(bytes.Clone(good), 0xff, 0xff, 0xff, 0xff, 0x7f),
+		nil,
+		{1},
+		{2, 0, 0},
+		{1, 1, 0},
+		good[:len(good)-1], append(bytes.Clone(good), 0),
+		{1, 0, 1},
+		{1, 0, 0, 1<<opBits | 3, 2},
+		append(bytes.Clone(good), 0xff, 0xff, 0xff, 0xff, 0x7f),
 	} {
 		mem.nodes[a] = bad
 		_, err := NewReader(mem, ReaderOptions{}).Lookup(t.Context(), tree, 3)

@@ -103,8 +103,10 @@ func parseHeader(doc []byte) (header, error) {
 func (h header) check() error {
 	want := newHeader(h.ID, h.Created, h.BlockSize)
 	for _, f := range []struct{ name, got, want string }{
-		{"format", h.Format, want.Format}, {"identity", h.Identity, want.Identity},
-		{"compression", h.Compression, want.Compression}, {"cipher", h.Cipher, want.Cipher},
+		{"format", h.Format, want.Format},
+		{"identity", h.Identity, want.Identity},
+		{"compression", h.Compression, want.Compression},
+		{"cipher", h.Cipher, want.Cipher},
 		{"derivation", h.Derivation, want.Derivation},
 	} {
 		if f.got != f.want {

@@ -214,8 +214,16 @@ func TestUnknownFormat(t *testing.T) {
 // A hostile key file must not make us spend memory or time.
 func TestAbsurdKDF(t *testing.T) {
 	for _, k := range []KDF{
-		{1 << 31, 1, 4}, {maxMemoryKiB + 1, 1, 4}, {64, 0, 1}, {64, 1, 0}, {64, 1 << 31, 1}, {7, 1, 1},
-		{64, maxPasses + 1, 1}, {8 << 10, 1, maxLanes + 1}, {maxMemoryKiB, 5, 1}, {64, 1, 9},
+		{1 << 31, 1, 4},
+		{maxMemoryKiB + 1, 1, 4},
+		{64, 0, 1},
+		{64, 1, 0},
+		{64, 1 << 31, 1},
+		{7, 1, 1},
+		{64, maxPasses + 1, 1},
+		{8 << 10, 1, maxLanes + 1},
+		{maxMemoryKiB, 5, 1},
+		{64, 1, 9},
 	} {
 		if k.check() == nil {
 			t.Errorf("%+v was accepted", k)
