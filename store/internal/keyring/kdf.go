@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"fmt"
+	"runtime/debug"
 
 	"golang.org/x/crypto/argon2"
 )
@@ -59,6 +60,16 @@ func (k KDF) check() error {
 	return nil
 }
 
+// hugeMemoryKiB is from where on the memory of a derivation is given back to
+// the system at once.
+const hugeMemoryKiB = 8 << 10
+
 func (k KDF) derive(password, salt []byte) [KeySize]byte {
-	return [KeySize]byte(argon2.IDKey(password, salt, k.Passes, k.MemoryKiB, k.Lanes, KeySize))
+	key := [KeySize]byte(argon2.IDKey(password, salt, k.Passes, k.MemoryKiB, k.Lanes, KeySize))
+	if k.MemoryKiB >= hugeMemoryKiB {
+		// The runtime keeps what was freed for the next allocation of the kind,
+		// and there is none: an idle server would hold 64 MiB for good.
+		debug.FreeOSMemory()
+	}
+	return key
 }
