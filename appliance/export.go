@@ -79,9 +79,7 @@ type exportFunc func(context.Context, *os.File, disk.Image, func(done, total int
 func exporter(format string) (exportFunc, error) {
 	switch format {
 	case "raw":
-		return func(ctx context.Context, f *os.File, img disk.Image, progress func(int64, int64)) error {
-			return disk.WriteRaw(ctx, f, img, progress)
-		}, nil
+		return disk.WriteRaw, nil
 	case "qcow2":
 		return func(ctx context.Context, f *os.File, img disk.Image, progress func(int64, int64)) error {
 			return disk.WriteQCOW2(ctx, f, img, disk.QCOW2Options{Progress: progress})

@@ -69,7 +69,7 @@ func (c *codecs) unzlib(dst, src []byte) (int, error) {
 	}
 	defer c.zlib.Put(r)
 	n, err := io.ReadFull(r, dst)
-	if err == io.ErrUnexpectedEOF {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return n, nil // the stream is whole and shorter: the caller decides
 	}
 	if err != nil {

@@ -53,13 +53,13 @@ func newHostFile(ctx context.Context, file *os.File, name string, deviceAllowed 
 	if err != nil {
 		return nil, err
 	}
-	h.id = fileID{uint64(st.Dev), st.Ino}
+	h.id = fileID{st.Dev, st.Ino}
 	h.size, h.blocks, h.linked = st.Size, st.Blocks*512, st.Nlink > 0
 	switch kind := st.Mode & unix.S_IFMT; {
 	case kind == unix.S_IFREG:
 	case kind == unix.S_IFBLK && deviceAllowed:
 		h.device = true
-		h.id = fileID{dev: uint64(st.Rdev)}
+		h.id = fileID{dev: st.Rdev}
 		if h.size, err = file.Seek(0, io.SeekEnd); err != nil {
 			return nil, fmt.Errorf("size of block device %s: %w", name, err)
 		}

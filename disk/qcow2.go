@@ -102,7 +102,7 @@ func (q *qcow2) at(off, limit int64) (piece, error) {
 		pc.length += more.length
 	}
 	pc.length = min(pc.length, limit)
-	return pc, nil
+	return pc, nil //nolint:nilerr // see the break above
 }
 
 // element is the (sub)cluster that contains off, from off to its end, given its

@@ -91,14 +91,15 @@ func writeDense(ctx context.Context, img Image, progress func(done, total int64)
 	fill := func(to int64) error {
 		from := next
 		next = max(next, to)
-		for n := int64(0); from < to; from += n {
+		for from < to {
 			if err := ctx.Err(); err != nil {
 				return context.Cause(ctx)
 			}
-			n = min(to-from, 64<<20)
+			n := min(to-from, 64<<20)
 			if err := zero(from, n); err != nil {
 				return err
 			}
+			from += n
 		}
 		return nil
 	}

@@ -76,7 +76,7 @@ func compareData(t testing.TB, got, want, mapped disk.Image) {
 func readFull(t testing.TB, img disk.Image, p []byte, off int64) {
 	t.Helper()
 	n, err := img.ReadAt(p, off)
-	if n != len(p) || (err != nil && err != io.EOF) {
+	if n != len(p) || (err != nil && !errors.Is(err, io.EOF)) {
 		t.Fatalf("ReadAt(%d bytes at %d of %d) = %d, %v", len(p), off, img.Size(), n, err)
 	}
 }
@@ -95,16 +95,16 @@ func testContent(t *testing.T, img, want disk.Image) { Equal(t, img, want) }
 func testEdges(t *testing.T, img, want disk.Image) {
 	size := img.Size()
 	buf := make([]byte, 4096)
-	if n, err := img.ReadAt(buf, size); n != 0 || err != io.EOF {
+	if n, err := img.ReadAt(buf, size); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("read at the end = %d, %v; want 0, io.EOF", n, err)
 	}
-	if n, err := img.ReadAt(buf, size+1<<20); n != 0 || err != io.EOF {
+	if n, err := img.ReadAt(buf, size+1<<20); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("read beyond the end = %d, %v; want 0, io.EOF", n, err)
 	}
-	if n, err := img.ReadAt(buf, -1); n != 0 || err == nil || err == io.EOF {
+	if n, err := img.ReadAt(buf, -1); n != 0 || err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("read at -1 = %d, %v; want 0 and an error", n, err)
 	}
-	if n, err := img.ReadAt(nil, 0); n != 0 || (err != nil && err != io.EOF) {
+	if n, err := img.ReadAt(nil, 0); n != 0 || (err != nil && !errors.Is(err, io.EOF)) {
 		t.Errorf("read of nothing = %d, %v", n, err)
 	}
 	if size == 0 {
@@ -147,12 +147,12 @@ func compareRandom(t *testing.T, rng *rand.Rand, img, want disk.Image) {
 	a, b := make([]byte, n), make([]byte, n)
 	cached, _ := img.(disk.CachedReader)
 	if cached == nil || !cached.ReadCached(a, off) {
-		if got, err := img.ReadAt(a, off); int64(got) != n || (err != nil && err != io.EOF) {
+		if got, err := img.ReadAt(a, off); int64(got) != n || (err != nil && !errors.Is(err, io.EOF)) {
 			t.Errorf("ReadAt(%d bytes at %d) = %d, %v", n, off, got, err)
 			return
 		}
 	}
-	if got, err := want.ReadAt(b, off); int64(got) != n || (err != nil && err != io.EOF) {
+	if got, err := want.ReadAt(b, off); int64(got) != n || (err != nil && !errors.Is(err, io.EOF)) {
 		t.Errorf("reference: ReadAt(%d bytes at %d) = %d, %v", n, off, got, err)
 		return
 	}

@@ -7,6 +7,7 @@ package disktest
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -143,7 +144,7 @@ func (m *Memory) ReadCached(p []byte, off int64) bool {
 		return false
 	}
 	n, err := m.ReadAt(p, off)
-	return n == len(p) && (err == nil || err == io.EOF)
+	return n == len(p) && (err == nil || errors.Is(err, io.EOF))
 }
 
 // WriteAt implements disk.Device.

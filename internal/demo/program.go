@@ -108,7 +108,7 @@ func (s *story) publish(ctx context.Context, args ...string) (*server, error) {
 // kill ends the server the hard way and waits until it is gone.
 func (v *server) kill() {
 	_ = v.process.Kill()
-	<-v.exited
+	<-v.exited //nolint:errcheck // it was killed: how it ended says nothing
 }
 
 // stopWithin bounds how long a server may take to end in good order.

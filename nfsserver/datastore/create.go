@@ -162,9 +162,9 @@ func (ch *change) newFile(c *Cred, name string, how *CreateHow) (fd int, err err
 		return ch.newNamed(c, name, how)
 	}
 	fd, err = openFD(ch.fd, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
-	switch err {
-	case nil:
-	case unix.EOPNOTSUPP, unix.EISDIR, unix.EINVAL: // open(2): no unnamed files here
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL): // open(2): no unnamed files here
 		t.nameFirst.Store(true)
 		return ch.newNamed(c, name, how)
 	default:

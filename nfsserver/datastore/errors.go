@@ -90,7 +90,7 @@ func fail(op, name string, err error) error {
 	if errors.Is(err, errLost) {
 		return &OpError{Op: op, Name: name, Kind: ErrStale, Err: err}
 	}
-	if _, ok := err.(*kind); ok {
+	if _, ok := err.(*kind); ok { //nolint:errorlint // a kind that is wrapped has a cause to tell
 		return &OpError{Op: op, Name: name, Kind: err}
 	}
 	return &OpError{Op: op, Name: name, Kind: kindOf(err), Err: err}

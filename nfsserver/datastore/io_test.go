@@ -206,7 +206,7 @@ func TestErrnoMapping(t *testing.T) {
 		fmt.Errorf("odd"): ErrIO, ErrROFS: ErrROFS, errLost: ErrStale,
 	} {
 		err := fail("op", "name", fmt.Errorf("outer: %w", no))
-		if _, ok := no.(*kind); ok {
+		if _, ok := no.(*kind); ok { //nolint:errorlint // the table holds bare kinds
 			err = fail("op", "name", no)
 		}
 		wantErr(t, err, want)

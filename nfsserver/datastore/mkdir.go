@@ -35,9 +35,9 @@ func (n *Node) Mknod(Cred, string, Type, SetAttr) (*Node, WCC, error) {
 	return nil, wcc, fail("mknod", "", ErrNotSupp)
 }
 
-// makeEntry runs make, which adds name to the directory and may return a
+// makeEntry runs add, which adds name to the directory and may return a
 // descriptor of what it has made, to be synced and closed; else -1.
-func (n *Node) makeEntry(c *Cred, name string, wcc *WCC, make func(*change) (int, error)) (*Node, error) {
+func (n *Node) makeEntry(c *Cred, name string, wcc *WCC, add func(*change) (int, error)) (*Node, error) {
 	ch, err := n.begin(c, name, wcc)
 	if err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func (n *Node) makeEntry(c *Cred, name string, wcc *WCC, make func(*change) (int
 	var node *Node
 	fd := -1
 	if err = ch.room(c); err == nil {
-		fd, err = make(ch)
+		fd, err = add(ch)
 	}
 	if err == nil {
 		node, err = ch.adoptNew(name)

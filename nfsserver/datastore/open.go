@@ -1,6 +1,11 @@
 package datastore
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
 
 // acquireHeld is acquire under the namespace lock.
 func (n *Node) acquireHeld() (*openFile, error) { return n.acquireBelow(0) }
@@ -82,8 +87,7 @@ func openNode(dirfd int, name string, typ Type) (fd int, writable bool, err erro
 		err = open(unix.O_RDONLY | unix.O_DIRECTORY)
 	case TypeRegular:
 		err, writable = open(unix.O_RDWR), true
-		switch err {
-		case unix.EACCES, unix.EPERM, unix.EROFS, unix.ETXTBSY:
+		if isAny(err, unix.EACCES, unix.EPERM, unix.EROFS, unix.ETXTBSY) {
 			err, writable = open(unix.O_RDONLY), false
 		}
 	default:
@@ -93,6 +97,10 @@ func openNode(dirfd int, name string, typ Type) (fd int, writable bool, err erro
 		return -1, false, err
 	}
 	return fd, writable, nil
+}
+
+func isAny(err error, kinds ...error) bool {
+	return slices.ContainsFunc(kinds, func(k error) bool { return errors.Is(err, k) })
 }
 
 // eachLink tries f with the directory and name of each link, until one is not
@@ -107,12 +115,10 @@ func (n *Node) eachLinkBelow(depth int, f func(dirfd int, name string) error) er
 	n.tree.mu.RUnlock()
 	for _, l := range links {
 		err := l.with(depth, f)
-		switch err {
-		case errLost, ErrStale, unix.ENOENT, unix.ELOOP, unix.ENOTDIR, unix.EISDIR, unix.ENXIO:
-			n.tree.unlinked(n, l)
-			continue
+		if !isAny(err, errLost, ErrStale, unix.ENOENT, unix.ELOOP, unix.ENOTDIR, unix.EISDIR, unix.ENXIO) {
+			return err
 		}
-		return err
+		n.tree.unlinked(n, l)
 	}
 	return errLost
 }

@@ -81,11 +81,11 @@ func (l *lister) visit(dir string, entry fs.DirEntry) error {
 	switch {
 	case entry.IsDir():
 		if CheckPrefix(name) != nil || !related(name, l.prefix) {
-			return nil
+			return nil //nolint:nilerr // what cannot be an object's name is not ours
 		}
 		return l.walk(name)
 	case CheckName(name) != nil || !strings.HasPrefix(name, l.prefix):
-		return nil
+		return nil //nolint:nilerr // as above
 	}
 	info, err := entry.Info()
 	if errors.Is(err, fs.ErrNotExist) {

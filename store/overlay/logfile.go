@@ -142,7 +142,8 @@ func (o *Overlay) waitFile() error {
 func (o *Overlay) prepare(ctx context.Context) {
 	o.mu.Lock()
 	s := &o.shelf
-	f, seq, err := s.next, uint64(0), error(nil)
+	f, seq := s.next, uint64(0)
+	var err error
 	if o.closed || o.failed != nil || f != nil && (f.prepared() || o.bulk()) {
 		o.mu.Unlock()
 		return
@@ -200,7 +201,7 @@ func (s *shelf) takeSpare() *logFile {
 func (o *Overlay) makeFile(ctx context.Context, seq uint64, spare *logFile) (*logFile, error) {
 	f := spare
 	name := filepath.Join(o.dir, numbered(logPrefix, seq))
-	err := error(nil)
+	var err error
 	if f == nil {
 		f, err = o.createFile(name)
 	} else {
@@ -238,7 +239,9 @@ func (o *Overlay) createFile(name string) (*logFile, error) {
 			break
 		}
 		f.pages /= 2
-		err = file.Truncate(0)
+		if err = file.Truncate(0); err != nil {
+			break
+		}
 	}
 	if err == nil {
 		err = file.Sync() // the allocation is metadata: now, not at the first commit

@@ -115,7 +115,7 @@ func (v *verifier) page(ctx context.Context, p int) error {
 		e, err := v.entry(loc, slot)
 		if err != nil {
 			v.next = -1
-			v.report(err.(*DamageError))
+			v.report(err.(*DamageError)) //nolint:errorlint // entry returns nothing else
 			continue
 		}
 		if e.kind == 0 {
