@@ -46,7 +46,7 @@ func BackupDisks(ctx context.Context, repo *store.Repository, req BackupDisksReq
 	if err != nil {
 		return nil, err
 	}
-	ing, err := repo.NewIngest(ctx, store.IngestOptions{Workers: req.Workers, Tool: req.Tool})
+	ing, err := newIngest(ctx, repo, store.IngestOptions{Workers: req.Workers, Tool: req.Tool})
 	if err != nil {
 		return nil, err
 	}

@@ -44,6 +44,7 @@ type Publication struct {
 
 	state    *State
 	lock     *sessionLock
+	fresh    bool // the session was made by this publication
 	server   *nfsserver.Server
 	tree     *datastore.Tree
 	overlays []*overlay.Overlay
@@ -78,7 +79,7 @@ func Publish(ctx context.Context, st *State, repo *store.Repository, req Publish
 	p := &Publication{state: st, log: logger(req.Logger)}
 	defer func() {
 		if err != nil {
-			p.Close()
+			p.abandon()
 		}
 	}()
 	points, err := resolveAll(ctx, repo, req.Points)
@@ -96,6 +97,22 @@ func Publish(ctx context.Context, st *State, repo *store.Repository, req Publish
 	}
 	p.describe()
 	return p, nil
+}
+
+// abandon takes a publication back that never reached a client. What was made
+// only for it, under a name that nobody chose, goes; a session that was there
+// before is left as it is.
+func (p *Publication) abandon() {
+	end := p.Close
+	if p.fresh {
+		end = func() error {
+			_, err := p.End()
+			return err
+		}
+	}
+	if err := end(); err != nil {
+		p.log.Warn("could not take back a publication that failed", "err", err)
+	}
 }
 
 func resolveAll(ctx context.Context, repo *store.Repository, refs []string) ([]*store.Point, error) {
@@ -185,7 +202,7 @@ func (p *Publication) create(name string, req PublishRequest, repo *store.Reposi
 		}
 		rec.Folders = append(rec.Folders, f)
 	}
-	p.Session = rec
+	p.Session, p.fresh = rec, true
 	if err := p.state.removeSessionFiles(name); err != nil {
 		return err
 	}

@@ -5,8 +5,11 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
+	"syscall"
 
 	"lifeboat/internal/vfs"
 	"lifeboat/store"
@@ -45,4 +48,16 @@ func OpenRepository(ctx context.Context, url string, password []byte, opts store
 		return nil, fmt.Errorf("repository %s: %w", url, err)
 	}
 	return repo, nil
+}
+
+// newIngest begins to write to a repository, or says what it takes.
+func newIngest(ctx context.Context, repo *store.Repository, opts store.IngestOptions) (*store.Ingest, error) {
+	ing, err := repo.NewIngest(ctx, opts)
+	switch {
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return nil, fmt.Errorf("%w; the repository can be read but not written by this user", err)
+	case errors.Is(err, syscall.ENOSPC):
+		return nil, fmt.Errorf("%w; make room where the repository is: nothing that was there is lost", err)
+	}
+	return ing, err
 }

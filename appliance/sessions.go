@@ -92,7 +92,7 @@ func KeepSession(ctx context.Context, st *State, repo *store.Repository, req Kee
 		return nil, err
 	}
 	defer p.Close()
-	ing, err := repo.NewIngest(ctx, store.IngestOptions{Tool: req.Tool})
+	ing, err := newIngest(ctx, repo, store.IngestOptions{Tool: req.Tool})
 	if err != nil {
 		return nil, err
 	}

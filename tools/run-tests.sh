@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 make --no-print-directory bin/tools/gotestsum
-exec bin/tools/gotestsum --format pkgname --hide-summary=output -- \
+exec bin/tools/gotestsum --format pkgname -- \
 	-count=1 -timeout 30m "$@"

@@ -117,7 +117,10 @@ func (p *program) forgetCommand() *cli.Command {
 			gone := []string{}
 			for _, pt := range pts {
 				if err := repo.Forget(c.Context, pt.ID); err != nil {
-					return fmt.Errorf("restore point %s: %w (removed before it: %s)", pt.ID, err, strings.Join(gone, " "))
+					if len(gone) > 0 {
+						err = fmt.Errorf("%w (removed before it: %s)", err, strings.Join(gone, " "))
+					}
+					return err
 				}
 				gone = append(gone, pt.ID)
 			}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -38,7 +39,7 @@ func (p *program) verify(c *cli.Context, repo *store.Repository, pts []*store.Po
 		p.printReport(report)
 	}
 	if !report.OK() {
-		return fmt.Errorf("%w: %d places; restore what is hurt from an older point or another copy, and back up again", appliance.ErrDamaged, len(report.Damages))
+		return fmt.Errorf("%w: %d places; restore what is hurt from an older point or another copy, and back up again", appliance.ErrDamaged, len(report.Damages)+report.MoreDamages)
 	}
 	return nil
 }
@@ -49,7 +50,10 @@ func (p *program) printReport(r *store.Report) {
 		if d.Offset >= 0 {
 			at = fmt.Sprintf("at byte %d", d.Offset)
 		}
-		fmt.Fprintf(p.stdout, "DAMAGED  %s, %s: %s\n", d.Object, at, d.Problem)
+		fmt.Fprintf(p.stdout, "DAMAGED  %s, %s: %s\n", d.Object, at, strings.TrimPrefix(d.Problem, d.Object+": "))
+		if len(d.Hurts) == 0 && d.MoreHurts == 0 {
+			fmt.Fprintln(p.stdout, "         hurts no restore point")
+		}
 		for _, h := range d.Hurts {
 			switch {
 			case h.File != "":
@@ -60,6 +64,12 @@ func (p *program) printReport(r *store.Report) {
 				fmt.Fprintf(p.stdout, "         hurts point %s, disk %d, bytes %d to %d\n", h.Point, h.Disk, h.Offset, h.Offset+h.Length)
 			}
 		}
+		if d.MoreHurts > 0 {
+			fmt.Fprintf(p.stdout, "         and %d more places\n", d.MoreHurts)
+		}
+	}
+	if r.MoreDamages > 0 {
+		fmt.Fprintf(p.stdout, "and %d more damages\n", r.MoreDamages)
 	}
 	for _, name := range r.Unexpected {
 		fmt.Fprintf(p.stdout, "unexpected  %s (not part of the repository; harmless)\n", name)
@@ -67,5 +77,5 @@ func (p *program) printReport(r *store.Report) {
 	for _, name := range r.Leftovers {
 		fmt.Fprintf(p.stdout, "leftover  %s (of a writer that did not finish; the next backup removes it)\n", name)
 	}
-	fmt.Fprintf(p.stdout, "%d objects, %s, %d points checked: %d damaged places.\n", r.Objects, size(r.Bytes), r.Points, len(r.Damages))
+	fmt.Fprintf(p.stdout, "%d objects, %s, %d points checked: %d damaged places.\n", r.Objects, size(r.Bytes), r.Points, len(r.Damages)+r.MoreDamages)
 }
