@@ -22,6 +22,10 @@ type BackupDisksRequest struct {
 	// Changed, if not nil, lists per disk (an index into Files) what may differ
 	// since the VM's last point. A disk that is not in it did not change.
 	Changed map[int][]disk.Extent
+	// Format of the files; empty means that it is recognised by content. A guest
+	// can write what looks like a qcow2 header to its raw disk: name the format
+	// where it is known.
+	Format disk.Format
 	// Full ignores the VM's earlier points: everything is read and looked up.
 	Full    bool
 	Tool    string // version, for the record
@@ -37,7 +41,7 @@ func BackupDisks(ctx context.Context, repo *store.Repository, req BackupDisksReq
 	if req.VM == "" || len(req.Files) == 0 {
 		return nil, fmt.Errorf("%w: name the VM and at least one disk file", ErrUsage)
 	}
-	images, err := openSources(ctx, req.Files)
+	images, err := openSources(ctx, req.Files, req.Format)
 	if err != nil {
 		return nil, err
 	}
@@ -91,15 +95,19 @@ func backupDisk(ctx context.Context, w *store.PointWriter, req BackupDisksReques
 	return w.AddDisk(ctx, store.DiskSpec{Key: n, Label: label}, img, changed, progress)
 }
 
-func openSources(ctx context.Context, files []string) ([]disk.Image, error) {
+func openSources(ctx context.Context, files []string, format disk.Format) ([]disk.Image, error) {
 	var images []disk.Image
 	for _, name := range files {
-		img, err := disk.Open(ctx, name, disk.OpenOptions{})
+		img, err := disk.Open(ctx, name, disk.OpenOptions{Format: format})
 		if err != nil {
 			closeImages(images)
 			return nil, err
 		}
 		images = append(images, img)
+		if img.Size() == 0 {
+			closeImages(images)
+			return nil, fmt.Errorf("%s is empty: a disk has at least one byte; look for what emptied it", name)
+		}
 	}
 	return images, nil
 }

@@ -37,6 +37,15 @@ func InitRepository(ctx context.Context, url string, password []byte, opts store
 	return store.Init(ctx, b, password, opts)
 }
 
+// RestoreHeader writes a repository's header anew when it is lost or damaged.
+func RestoreHeader(ctx context.Context, url string, password []byte) error {
+	b, err := OpenBackend(url)
+	if err != nil {
+		return err
+	}
+	return store.RestoreHeader(ctx, b, password)
+}
+
 // OpenRepository opens an existing repository.
 func OpenRepository(ctx context.Context, url string, password []byte, opts store.Options) (*store.Repository, error) {
 	b, err := OpenBackend(url)

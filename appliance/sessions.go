@@ -74,6 +74,25 @@ func occupied(dir string) int64 {
 	return total
 }
 
+// PointsNotInUse fails with ErrBusy when a session's changes are against one of
+// the points.
+func PointsNotInUse(st *State, pts []*store.Point) error {
+	recs, err := st.sessions()
+	if err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		for _, f := range rec.Folders {
+			for _, pt := range pts {
+				if f.Point == pt.ID {
+					return fmt.Errorf("restore point %s is %w: session %q is made of it; keep or discard the session first", pt.ID, ErrBusy, rec.Name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // KeepRequest turns a session's changes into restore points.
 type KeepRequest struct {
 	Session string

@@ -26,6 +26,7 @@ func (p *program) backupCommand() *cli.Command {
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "vm", Usage: "`NAME` of the VM"},
 				&cli.StringFlag{Name: "changed", Usage: "`FILE` that lists what may differ since the VM's last point; - is standard input"},
+				&cli.StringFlag{Name: "format", Usage: "the files are raw, qcow2 or vmdk (default: told by content, which a guest can forge on a raw disk)"},
 				&cli.BoolFlag{Name: "full", Usage: "read and look up everything, whatever earlier points say"},
 				&cli.IntFlag{Name: "workers", Usage: "use `N` goroutines to hash and compress (default: one per CPU)"},
 			},
@@ -36,13 +37,18 @@ func (p *program) backupCommand() *cli.Command {
 
 func (p *program) backupDisk(c *cli.Context) error {
 	req := appliance.BackupDisksRequest{
-		VM: c.String("vm"), Files: c.Args().Slice(), Full: c.Bool("full"), Workers: c.Int("workers"), Tool: "lifeboat " + version,
+		Format: disk.Format(c.String("format")), VM: c.String("vm"), Files: c.Args().Slice(), Full: c.Bool("full"), Workers: c.Int("workers"), Tool: "lifeboat " + version,
 	}
 	if req.VM == "" {
 		return fmt.Errorf("%w: name the VM with --vm", appliance.ErrUsage)
 	}
 	if err := arguments(c, 1, -1); err != nil {
 		return err
+	}
+	switch req.Format {
+	case "", disk.FormatRaw, disk.FormatQCOW2, disk.FormatVMDK:
+	default:
+		return fmt.Errorf("%w: --format %q: use raw, qcow2 or vmdk", appliance.ErrUsage, req.Format)
 	}
 	if req.Full && c.IsSet("changed") {
 		return fmt.Errorf("%w: --full and --changed contradict each other", appliance.ErrUsage)

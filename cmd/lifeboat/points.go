@@ -114,6 +114,9 @@ func (p *program) forgetCommand() *cli.Command {
 	return &cli.Command{
 		Name: "forget", Usage: "remove restore points (their blocks stay until prune)", ArgsUsage: "POINT…", Description: pointHelp,
 		Action: p.withPoints(1, -1, func(c *cli.Context, repo *store.Repository, pts []*store.Point) error {
+			if err := p.notInUse(pts); err != nil {
+				return err
+			}
 			gone := []string{}
 			for _, pt := range pts {
 				if err := repo.Forget(c.Context, pt.ID); err != nil {
@@ -131,6 +134,15 @@ func (p *program) forgetCommand() *cli.Command {
 			return nil
 		}),
 	}
+}
+
+// notInUse refuses to forget a point that a session of this appliance needs.
+func (p *program) notInUse(pts []*store.Point) error {
+	st, err := appliance.OpenState(p.config.State)
+	if err != nil {
+		return err
+	}
+	return appliance.PointsNotInUse(st, pts)
 }
 
 func (p *program) statsCommand() *cli.Command {
