@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -121,11 +123,7 @@ func (k *kernelWorld) start(t *testing.T) {
 		noError(t, tree.Bind("s1/vm/"+name+"-flat.vmdk", dev))
 	}
 	noError(t, tree.Attach("s1"))
-	addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), k.port).String()
-	srv, err := nfsserver.New(nfsserver.Options{Tree: tree, NFSAddr: addr, Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
-	noError(t, err)
-	noError(t, srv.Listen(k.ctx))
-	k.port = srv.Addrs().NFS.Port()
+	srv := k.listen(t, tree)
 	ctx, cancel := context.WithCancel(k.ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Run(ctx) }()
@@ -136,6 +134,30 @@ func (k *kernelWorld) start(t *testing.T) {
 		}
 		tree.Close()
 		k.stop = func() {}
+	}
+}
+
+// listen makes a server on the port that the clients know; the first time it
+// looks for one. A port that the system chooses will not do: while the server is
+// away, any program's outgoing connection could be given it (also the client's
+// own, which then connects to itself), and the server could not come back.
+func (k *kernelWorld) listen(t *testing.T, tree *datastore.Tree) *nfsserver.Server {
+	t.Helper()
+	for first := k.port == 0; ; {
+		if first {
+			k.port = uint16(20000 + rand.IntN(10000)) // below net.ipv4.ip_local_port_range
+		}
+		srv, err := nfsserver.New(nfsserver.Options{
+			Tree: tree, NFSAddr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), k.port).String(),
+			Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+		})
+		noError(t, err)
+		err = srv.Listen(k.ctx)
+		if first && errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		noError(t, err)
+		return srv
 	}
 }
 
