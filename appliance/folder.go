@@ -45,11 +45,9 @@ func (p *Publication) writeFolder(f *Folder, disks []*overlay.Overlay) error {
 		if err := writeDurable(fsys, flat, nil, 0o600); err != nil {
 			return err
 		}
-		fi, err := os.Lstat(flat)
-		if err != nil {
+		if f.Disks[i].Placeholder, err = markOf(flat); err != nil {
 			return err
 		}
-		f.Disks[i].Inode = inode(fi)
 		if i == 0 {
 			if machine.efi, err = bootsWithEFI(disks[0]); err != nil {
 				return err
@@ -90,11 +88,11 @@ func diskUUID(id [16]byte) string {
 }
 
 // placeholder finds a disk's placeholder in the tree, also when a client renamed
-// it or its folder: it is the file that was made for it, by inode. The error
+// it or its folder: it is the file that was made for it, whatever its name. The error
 // matches fs.ErrNotExist when it was removed.
 func (s *State) placeholder(session string, f Folder, v Virtual) (string, error) {
 	want := filepath.Join(session, f.Name, v.Flat)
-	if fi, err := os.Lstat(filepath.Join(s.Datastore(), want)); err == nil && inode(fi) == v.Inode {
+	if mark, err := markOf(filepath.Join(s.Datastore(), want)); err == nil && mark == v.Placeholder {
 		return want, nil
 	}
 	found := ""
@@ -103,8 +101,8 @@ func (s *State) placeholder(session string, f Folder, v Virtual) (string, error)
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
-		fi, err := e.Info()
-		if err == nil && inode(fi) == v.Inode {
+		mark, err := markOf(path)
+		if err == nil && mark == v.Placeholder {
 			found = path
 			return fs.SkipAll
 		}

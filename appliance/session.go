@@ -53,7 +53,8 @@ type Virtual struct {
 	Descriptor string `json:"descriptor"` // file name in the folder
 	Flat       string `json:"flat"`       // file name in the folder: the disk itself
 	Overlay    string `json:"overlay"`    // directory name below the session's state
-	Inode      uint64 `json:"inode"`      // of the placeholder, which clients may rename
+	// Placeholder is the file that stands for the disk, which clients may rename.
+	Placeholder fileMark `json:"placeholder"`
 }
 
 var sessionName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
