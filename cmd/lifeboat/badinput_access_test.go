@@ -78,6 +78,9 @@ func TestBadPermissions(t *testing.T) {
 	denied(nil, "forget", "vm@latest")
 	w.chmod(0, "disk")
 	denied([]string{"disk"}, "backup", "disk", "--vm", "vm", "disk")
+	if err := os.Mkdir(w.path("state"), 0); err != nil {
+		t.Fatal(err)
+	}
 	denied([]string{w.path("state"), "LIFEBOAT_STATE"}, quiet("publish", "vm@latest")...)
 
 	err = filepath.WalkDir(w.path("repo"), func(name string, e os.DirEntry, err error) error { return errors.Join(err, os.Chmod(name, 0o755)) })
