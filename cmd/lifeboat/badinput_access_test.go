@@ -78,10 +78,12 @@ func TestBadPermissions(t *testing.T) {
 	denied(nil, "forget", "vm@latest")
 	w.chmod(0, "disk")
 	denied([]string{"disk"}, "backup", "disk", "--vm", "vm", "disk")
-	if err := os.Mkdir(w.path("state"), 0); err != nil {
+	if err := os.MkdirAll(w.path("state"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	w.chmod(0, "state")
 	denied([]string{w.path("state"), "LIFEBOAT_STATE"}, quiet("publish", "vm@latest")...)
+	w.chmod(0o700, "state")
 
 	err = filepath.WalkDir(w.path("repo"), func(name string, e os.DirEntry, err error) error { return errors.Join(err, os.Chmod(name, 0o755)) })
 	if err != nil {
