@@ -107,7 +107,7 @@ func inside(ctx context.Context, opt Options, finish func(*Report) error) (err e
 	accel, why := qemu.ChooseAccel(ctx, "")
 	s := &story{opt: opt, work: work, accel: accel, say: narrator{out: opt.Out}}
 	if why != nil {
-		s.say.sayf("software emulation: %v", why)
+		s.say.sayf("software emulation, since %v", why)
 	}
 	s.report.Accelerator = "tcg"
 	if accel == qemu.KVM {
