@@ -58,7 +58,7 @@ func bindError(what, addr string, err error) error {
 	case errors.Is(err, syscall.EACCES):
 		hint = ": ports below 1024 need root or CAP_NET_BIND_SERVICE"
 	}
-	return fmt.Errorf("nfsserver: listen for %s on %s: %w%s", what, addr, err, hint)
+	return fmt.Errorf("listening for %s on %s: %w%s", what, addr, err, hint)
 }
 
 func (l *Listeners) close() {

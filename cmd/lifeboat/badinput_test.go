@@ -138,7 +138,8 @@ func (w workspace) objects() []string {
 func (w workspace) verified() (report struct {
 	Points                int
 	Unexpected, Leftovers []string
-}) {
+},
+) {
 	w.t.Helper()
 	if err := json.Unmarshal(w.run("verify"), &report); err != nil {
 		w.t.Fatal(err)

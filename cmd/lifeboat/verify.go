@@ -39,9 +39,20 @@ func (p *program) verify(c *cli.Context, repo *store.Repository, pts []*store.Po
 		p.printReport(report)
 	}
 	if !report.OK() {
-		return fmt.Errorf("%w: %d places; restore what is hurt from an older point or another copy, and back up again", appliance.ErrDamaged, len(report.Damages)+report.MoreDamages)
+		return fmt.Errorf("%w: %d places; %s", appliance.ErrDamaged, len(report.Damages)+report.MoreDamages, remedy(report))
 	}
 	return nil
+}
+
+// remedy says what to do about damage. The index, the header and claims can be
+// made anew; data cannot.
+func remedy(r *store.Report) string {
+	for _, d := range r.Damages {
+		if len(d.Hurts) > 0 {
+			return "restore what is hurt from an older point or another copy, and back up again"
+		}
+	}
+	return "no restore point is hurt; `lifeboat repair` makes index and header anew, the next backup mends claims"
 }
 
 func (p *program) printReport(r *store.Report) {

@@ -108,7 +108,7 @@ func Open(ctx context.Context, b backend.Backend, password []byte) (*Repo, error
 	}
 	h, err := parseHeader(doc)
 	if errors.Is(err, ErrDamaged) {
-		return nil, fmt.Errorf("open repository: %w: put it back from a copy, or have it restored from a key file", err)
+		return nil, fmt.Errorf("open repository: %w: put lifeboat.json back from a copy, or make it anew with `lifeboat repair header`", err)
 	} else if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
