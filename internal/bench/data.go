@@ -247,7 +247,7 @@ func fileSystem(dir string) string {
 		return "an unknown file system"
 	}
 	names := map[int64]string{0xef53: "ext4", 0x58465342: "xfs", 0x9123683e: "btrfs", 0x01021994: "tmpfs (nothing durable about it)"}
-	if name, ok := names[int64(st.Type)]; ok {
+	if name, ok := names[st.Type]; ok {
 		return name
 	}
 	return fmt.Sprintf("file system %#x", st.Type)

@@ -165,7 +165,7 @@ func serveStore(ctx context.Context, args []string, stdout io.Writer) error {
 		for {
 			conn, err := ln.Accept()
 			if err != nil {
-				return nil
+				return nil //nolint:nilerr // closed: the measurement is over
 			}
 			if err := serveNBD(conn, img); err != nil && !errors.Is(err, io.EOF) {
 				return err

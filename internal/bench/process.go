@@ -67,7 +67,7 @@ func (p *process) line(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s did not get ready: %w", p.name, err), p.stop())
 	}
-	go io.Copy(io.Discard, p.stdout)
+	go func() { _, _ = io.Copy(io.Discard, p.stdout) }()
 	return line, nil
 }
 
