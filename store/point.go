@@ -48,8 +48,17 @@ type Point struct {
 	Tool string `json:"tool,omitempty"`
 	// Labels are the maker's own notes.
 	Labels map[string]string `json:"labels,omitempty"`
+	// Origin is where the point was copied from, nil where it was made here.
+	Origin *Origin `json:"origin,omitempty"`
 
 	rec *pointRecord
+}
+
+// Origin names a point of another repository: the first that it was made in,
+// however often it was copied since.
+type Origin struct {
+	Repository string `json:"repository"` // its ID
+	Point      string `json:"point"`      // its ID there
 }
 
 // Disk is one disk of a restore point.

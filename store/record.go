@@ -51,6 +51,8 @@ type pointRecord struct {
 	StoredBytes int64             `json:"stored_bytes"`
 	Tool        string            `json:"tool,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
+	Origin      *Origin           `json:"origin,omitempty"`
+	LockSeconds int64             `json:"lock_seconds,omitempty"` // immutable for so long after the object was made
 }
 
 type diskRecord struct {
@@ -99,7 +101,7 @@ func (rec *pointRecord) public() *Point {
 	p := &Point{
 		ID: rec.ID, VM: rec.VM, VMID: rec.VMID, Time: rec.Time, Consistency: rec.Consistency,
 		Parent: rec.Parent, ReadBytes: rec.ReadBytes, NewBytes: rec.NewBytes,
-		StoredBytes: rec.StoredBytes, Tool: rec.Tool, Labels: rec.Labels, rec: rec,
+		StoredBytes: rec.StoredBytes, Tool: rec.Tool, Labels: rec.Labels, Origin: rec.Origin, rec: rec,
 	}
 	p.Disks = make([]Disk, len(rec.Disks))
 	for i, d := range rec.Disks {

@@ -76,3 +76,25 @@ type Info struct {
 	Size     int64     // bytes
 	Modified time.Time // by the backend's clock
 }
+
+// Prober is implemented by backends that cannot promise Exclusive by
+// themselves: whether a bucket keeps it depends on the server behind it.
+type Prober interface {
+	// ProbeExclusive finds out by trying whether Exclusive holds. A nil error
+	// and false mean that two writers could both win.
+	ProbeExclusive(ctx context.Context) (bool, error)
+}
+
+// Locker is implemented by backends that can refuse, by themselves and to
+// everybody, to remove or replace an object before a time (S3 object lock in
+// compliance mode).
+type Locker interface {
+	// LockSupport says why objects cannot be locked here; nil means that they
+	// can.
+	LockSupport(ctx context.Context) error
+	// Lock keeps an object until then. A lock is only ever extended: an earlier
+	// time than the one that is set changes nothing.
+	Lock(ctx context.Context, name string, until time.Time) error
+	// LockedUntil is how long the object is kept; the zero time where it is not.
+	LockedUntil(ctx context.Context, name string) (time.Time, error)
+}
