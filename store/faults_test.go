@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 
@@ -149,25 +148,22 @@ func (s *faultScene) clone() *faultScene {
 	return &c
 }
 
-// run lets op loose on a clone of the scene with a plan and returns the number
-// of calls that it made.
-func (s *faultScene) run(t *testing.T, op faultOp, plan backendtest.Plan) (calls int) {
+// run lets op loose on a clone of the scene with a plan.
+func (s *faultScene) run(t *testing.T, op faultOp, plan backendtest.Plan) {
 	t.Helper()
 	s = s.clone()
 	faulty := backendtest.NewFaulty(s.memory, nil)
 	r := s.open(t, faulty, "victim")
 	faulty.SetPlan(plan)
 	err := op.run(t.Context(), r, s)
-	calls = faulty.Calls()
 	faulty.SetPlan(nil)
 	if err := r.Close(); err != nil {
 		t.Errorf("close: %v", err)
 	}
-	if plan == nil && err != nil {
+	if err != nil && len(faulty.Injected()) == 0 {
 		t.Fatalf("%s without a fault: %v", op.name, err)
 	}
 	s.after(t, op, err)
-	return calls
 }
 
 // after is the process that comes next.
@@ -203,25 +199,41 @@ func (s *faultScene) wantAll(t *testing.T, r *Repository) {
 	}
 }
 
+// faultPlans are the plans of one operation whose calls without faults are
+// given: each acknowledgement lost once, and a random selection of the rest.
+func faultPlans(calls []backendtest.Call, random int) map[string]backendtest.Plan {
+	plans := map[string]backendtest.Plan{}
+	add := func(n int, fault backendtest.Fault) {
+		plans[fmt.Sprintf("%v in call %d (%s %s)", fault, n, calls[n].Op, calls[n].Name)] = backendtest.At(n, fault)
+	}
+	for _, c := range calls {
+		if c.Op == backendtest.OpCommit || c.Op == backendtest.OpRemove {
+			add(c.N, backendtest.LoseAck)
+		}
+	}
+	rng := rand.New(rand.NewPCG(1, uint64(len(calls))))
+	faults := []backendtest.Fault{backendtest.Fail, backendtest.TimeOut, backendtest.Tear, backendtest.Stale}
+	for range random {
+		n := rng.IntN(len(calls))
+		if rng.IntN(4) == 0 {
+			plans[fmt.Sprintf("no backend from call %d (%s %s)", n, calls[n].Op, calls[n].Name)] = backendtest.From(n, backendtest.Fail)
+			continue
+		}
+		add(n, faults[rng.IntN(len(faults))])
+	}
+	return plans
+}
+
 func TestFaultsUnderEveryOperation(t *testing.T) {
 	scene := newFaultScene(t)
-	faults := []backendtest.Fault{backendtest.Fail, backendtest.TimeOut, backendtest.Tear, backendtest.LoseAck, backendtest.Stale}
 	for _, op := range faultOps() {
 		t.Run(op.name, func(t *testing.T) {
-			calls := scene.run(t, op, nil)
-			runs := crashRuns(t, 40)
-			rng := rand.New(rand.NewPCG(1, uint64(calls)))
-			var plans []string
-			for range runs {
-				n, fault := rng.IntN(calls), faults[rng.IntN(len(faults))]
-				plan, name := backendtest.At(n, fault), fmt.Sprintf("%v in call %d of %d", fault, n, calls)
-				if fault == backendtest.Fail && rng.IntN(2) == 0 {
-					plan, name = backendtest.From(n, fault), fmt.Sprintf("no backend from call %d of %d", n, calls)
-				}
-				if slices.Contains(plans, name) {
-					continue
-				}
-				plans = append(plans, name)
+			var calls []backendtest.Call
+			scene.run(t, op, func(c backendtest.Call) backendtest.Fault {
+				calls = append(calls, c)
+				return backendtest.None
+			})
+			for name, plan := range faultPlans(calls, crashRuns(t, 30)) {
 				if scene.run(t, op, plan); t.Failed() {
 					t.Fatalf("with %s", name)
 				}
