@@ -31,6 +31,8 @@ type PointSpec struct {
 	// most MaxConfigFile bytes each.
 	Config map[string][]byte
 	Labels map[string]string
+	// Origin is the point that this one is a copy of, or nil.
+	Origin *Origin
 }
 
 // PointWriter makes one point. AddDisk may be called for several disks at the
@@ -55,7 +57,7 @@ func (in *Ingest) Begin(spec PointSpec) (*PointWriter, error) {
 	}
 	w := &PointWriter{in: in, keys: make(map[int]struct{})}
 	w.rec = pointRecord{
-		VM: spec.VM, VMID: spec.VMID, Time: spec.Time, Consistency: spec.Consistency, Tool: in.opts.Tool, Labels: spec.Labels,
+		VM: spec.VM, VMID: spec.VMID, Time: spec.Time, Consistency: spec.Consistency, Tool: in.opts.Tool, Labels: spec.Labels, Origin: spec.Origin,
 	}
 	if w.rec.Consistency == "" {
 		w.rec.Consistency = CrashConsistent

@@ -117,6 +117,7 @@ func (w *worker) process(c *chunk) error {
 // block decides about one block: zeros, as in the parent, already in the
 // repository, or new; in the order of what it costs to find out.
 func (w *worker) block(d *diskPipe, block int64, plain []byte) (outcome, error) {
+	ready := d.compressed(block)
 	old, err := d.parentAddr(block)
 	if err != nil {
 		return outcome{}, err
@@ -133,6 +134,10 @@ func (w *worker) block(d *diskPipe, block int64, plain []byte) (outcome, error) 
 	}
 	if addr, ok := w.in.find(d.ctx, id); ok {
 		return outcome{addr: addr, same: addr == old}, nil
+	}
+	if ready != nil {
+		ready.ID = id
+		return outcome{packed: ready}, nil
 	}
 	return outcome{packed: w.packer.Pack(segment.Data, id, plain)}, nil
 }
