@@ -69,6 +69,9 @@ var errLength = errors.New("does not decompress to its length")
 // overwritten, and a copy is saved.
 func (d *decoder) frame(o *object, slot int, e *entry, frame int, sealed, dst []byte) error {
 	want := e.frameRaw(frame)
+	if e.lens[frame] == lostFrame {
+		return ErrLost
+	}
 	if len(sealed) == 0 {
 		clear(dst[:want])
 		return nil

@@ -12,6 +12,10 @@ var ErrDamaged = errors.New("damaged segment")
 // found unused and dropped.
 var ErrRemoved = errors.New("slot was removed by compaction")
 
+// ErrLost is in the chain of the DamageError for a frame that a repair marked,
+// because its content could be found nowhere.
+var ErrLost = errors.New("its content was lost, and a repair marked it so")
+
 // ErrVersion: the segment was written by a newer version of Lifeboat.
 var ErrVersion = errors.New("unknown segment format version")
 

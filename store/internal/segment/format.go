@@ -26,6 +26,10 @@ const (
 	maxSealed = FrameSize + tagSize
 	rawBit    = 1 << 15
 
+	// lostFrame stands in place of the length of a frame whose content was lost:
+	// no sealed frame is that short. It takes no bytes. Mend writes it.
+	lostFrame = 1
+
 	// maxFrames bounds the offset of a frame, which is a u32 in the table.
 	maxFramesEnd = 1<<32 - 1
 )
@@ -159,7 +163,22 @@ func (e *entry) frameCount() int { return (e.rawLen + FrameSize - 1) / FrameSize
 // frameRaw is the length of a frame's plaintext.
 func (e *entry) frameRaw(frame int) int { return min(FrameSize, e.rawLen-frame*FrameSize) }
 
-func (e *entry) sealedLen(frame int) int { return int(e.lens[frame] &^ rawBit) }
+func (e *entry) sealedLen(frame int) int {
+	if e.lens[frame] == lostFrame {
+		return 0
+	}
+	return int(e.lens[frame] &^ rawBit)
+}
+
+// lost is the frames whose content was lost, a bit for each.
+func (e *entry) lost() (frames uint16) {
+	for i := range e.frameCount() {
+		if e.lens[i] == lostFrame {
+			frames |= 1 << i
+		}
+	}
+	return frames
+}
 
 // span is where frames [from, to) stand.
 func (e *entry) span(from, to int) (off int64, size int) {
@@ -212,6 +231,7 @@ func (e *entry) check(l *layout) error {
 	for i := range l.frames {
 		n, raw := e.sealedLen(i), e.lens[i]&rawBit != 0
 		switch {
+		case i < e.frameCount() && e.lens[i] == lostFrame:
 		case i >= e.frameCount() || n == 0:
 			if e.lens[i] != 0 {
 				return errLayout

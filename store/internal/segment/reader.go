@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math/bits"
 	"strconv"
 	"sync"
 
@@ -99,7 +100,7 @@ func (r *Reader) ReadBlock(ctx context.Context, addr Addr, dst []byte) (int, err
 	})
 }
 
-// Stat describes the blob at addr.
+// Stat describes the blob at addr, from the tables alone.
 func (r *Reader) Stat(ctx context.Context, addr Addr) (Slot, error) {
 	s := Slot{Addr: addr}
 	_, err := r.with(ctx, addr, new(entry), func(o *object, e *entry) (int, error) {
@@ -107,17 +108,29 @@ func (r *Reader) Stat(ctx context.Context, addr Addr) (Slot, error) {
 		if err != nil {
 			return 0, err
 		}
-		s.Kind, s.RawLen, s.Stored = e.kind, e.rawLen, e.stored()
+		s.Kind, s.RawLen, s.Stored, s.Lost = e.kind, e.rawLen, e.stored(), e.lost()
 		copy(s.Identity[:], page[addr.Slot()%pageSlots*identitySize:])
 		return 0, nil
 	})
 	return s, err
 }
 
-// Identity is the identity of the blob at addr.
+// Identity is the identity of the blob at addr. A blob that was lost in part is
+// a *DamageError: nothing may count on it.
 func (r *Reader) Identity(ctx context.Context, addr Addr) (Identity, error) {
 	s, err := r.Stat(ctx, addr)
+	if err == nil && s.Lost != 0 {
+		err = s.Damage()
+	}
 	return s.Identity, err
+}
+
+// Damage describes the first lost frame.
+func (s Slot) Damage() *DamageError {
+	return &DamageError{
+		Object: Prefix(s.Addr.Segment()), Part: PartFrame, Addr: s.Addr,
+		Frame: bits.TrailingZeros16(s.Lost), Page: -1, Offset: -1, Err: ErrLost,
+	}
 }
 
 var errAddr = errors.New("not the address of a blob")

@@ -7,7 +7,8 @@ import (
 	"lifeboat/store/backend"
 )
 
-// Scan yields the live slots of an object in order, from its tables alone. A
+// Scan yields the live slots of an object in order, from its tables alone;
+// those with lost frames are left out. A
 // damaged table page is yielded as a *DamageError and the scan goes on with
 // the next page; after any other error it ends.
 func Scan(ctx context.Context, b backend.Backend, keys KeySource, object string) iter.Seq2[Slot, error] {
@@ -43,7 +44,7 @@ func (o *object) scanPage(p int, yield func(Slot, error) bool) bool {
 	}
 	for slot := p * pageSlots; slot < min((p+1)*pageSlots, o.lay.slots); slot++ {
 		e, err := o.entry(loc, slot)
-		if err == nil && e.kind == 0 {
+		if err == nil && (e.kind == 0 || e.lost() != 0) {
 			continue
 		}
 		s := Slot{Addr: MakeAddr(o.lay.number, slot)}
@@ -58,7 +59,7 @@ func (o *object) scanPage(p int, yield func(Slot, error) bool) bool {
 }
 
 func (o *object) slot(slot int, e *entry, ids []byte) Slot {
-	s := Slot{Addr: MakeAddr(o.lay.number, slot), Kind: e.kind, RawLen: e.rawLen, Stored: e.stored()}
+	s := Slot{Addr: MakeAddr(o.lay.number, slot), Kind: e.kind, RawLen: e.rawLen, Stored: e.stored(), Lost: e.lost()}
 	copy(s.Identity[:], ids[slot%pageSlots*identitySize:])
 	return s
 }

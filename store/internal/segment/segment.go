@@ -25,13 +25,17 @@
 //   - Addresses are logical. Compaction ([Rewrite]) copies the sealed frames of
 //     the slots still in use into the next generation of the object; slot
 //     numbers, and so addresses, frame key and nonces, stay.
+//   - What was damaged is mended ([Mend]) by writing the next generation with
+//     content from elsewhere, or with a mark where there is none: reading that
+//     is an error there, and nowhere else.
 //
 // # Nonces
 //
 // The frame key is derived from the frame salt, 32 random bytes drawn when the
 // segment is created; the nonce is slot and frame number. A Writer gives each
 // slot number to one blob, and a crashed Writer's salt is never seen again, so
-// that no nonce seals two texts. Rewrite seals no frame. The tables are sealed
+// that no nonce seals two texts. Rewrite seals no frame. Mend, which has other
+// bytes for some, draws a new frame salt and seals every frame again. The tables are sealed
 // under a key from the footer salt, drawn for each object written; the two
 // copies of the trailer are the same bytes.
 package segment
@@ -95,4 +99,6 @@ type Slot struct {
 	Identity Identity
 	RawLen   int // bytes of plaintext
 	Stored   int // bytes of its sealed frames
+	// Lost is the frames that a repair marked as lost, a bit for each.
+	Lost uint16
 }

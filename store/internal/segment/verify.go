@@ -10,6 +10,16 @@ import (
 	"lifeboat/store/backend"
 )
 
+// VerifyOptions says how thoroughly to verify. The zero value is every byte.
+type VerifyOptions struct {
+	// Slots, if not nil, chooses the slots whose frames are read. Header, both
+	// trailers and all tables are always checked, and so is whether the frames
+	// fill the object without gaps.
+	Slots func(slot int) bool
+	// Wait, if not nil, is asked before n bytes are read: a rate limit.
+	Wait func(ctx context.Context, n int) error
+}
+
 // Verify checks every byte of an object: that each frame opens, decompresses
 // and has the identity that the table states, that tables, header and both
 // trailers are what was written, and that there is nothing else in the object.
@@ -17,7 +27,12 @@ import (
 // is of the check itself: the object cannot be read, its version is unknown,
 // ctx was cancelled.
 func Verify(ctx context.Context, b backend.Backend, keys KeySource, object string, report func(*DamageError)) error {
-	o, err := openObject(ctx, b, keys, object)
+	return VerifyPart(ctx, b, keys, object, VerifyOptions{}, report)
+}
+
+// VerifyPart is Verify of as many bytes as o asks for.
+func VerifyPart(ctx context.Context, b backend.Backend, keys KeySource, object string, o VerifyOptions, report func(*DamageError)) error {
+	obj, err := openObject(ctx, b, keys, object)
 	var d *DamageError
 	switch {
 	case errors.As(err, &d):
@@ -29,33 +44,48 @@ func Verify(ctx context.Context, b backend.Backend, keys KeySource, object strin
 	case err != nil:
 		return err
 	}
-	defer o.obj.Close()
-	v := verifier{object: o, report: report, dec: newDecoder(), hash: NewHasher(keys), next: headerSize}
+	defer obj.obj.Close()
+	v := newVerifier(obj, keys, report)
+	v.wait = o.Wait
 	if err := v.surroundings(keys); err != nil {
 		return err
 	}
-	for p := range o.lay.pages() {
-		if err := v.page(ctx, p); err != nil {
+	for p := range obj.lay.pages() {
+		if err := v.page(ctx, p, o.Slots); err != nil {
 			return err
 		}
 	}
-	v.gap(o.lay.framesEnd)
+	v.gap(obj.lay.framesEnd)
 	return nil
 }
 
 func isDamage(err error) bool { return errors.Is(err, ErrDamaged) }
 
+// readAhead is how much a verification reads at a time, in bytes: enough for
+// storage that takes long to answer.
+const readAhead = 4 << 20
+
+// closeBy is the gap between two wanted slots that is read over, in bytes.
+const closeBy = 128 << 10
+
 // verifier goes through one object front to back.
 type verifier struct {
 	*object
 	report func(*DamageError)
+	wait   func(ctx context.Context, n int) error
 	dec    *decoder
 	hash   *Hasher
 
 	next  int64 // where the next frame must begin; unknown (-1) after a damaged page
 	ahead []byte
 	start int64 // offset of ahead in the object
+	until int64 // offset up to which bytes are wanted
+	alone bool  // reading ahead ran into damage
 	block []byte
+}
+
+func newVerifier(o *object, keys KeySource, report func(*DamageError)) *verifier {
+	return &verifier{object: o, report: report, dec: newDecoder(), hash: NewHasher(keys), next: headerSize, until: o.lay.framesEnd}
 }
 
 // pass reports damage and hands on other errors.
@@ -97,8 +127,8 @@ func (v *verifier) surroundings(keys KeySource) error {
 	return nil
 }
 
-// page checks one page of both tables and the blobs that it describes.
-func (v *verifier) page(ctx context.Context, p int) error {
+// page checks one page of both tables and those of its blobs that are wanted.
+func (v *verifier) page(ctx context.Context, p int, wanted func(slot int) bool) error {
 	ids, err := v.tablePage(identities, p)
 	if err := v.pass(err); err != nil {
 		return err
@@ -108,10 +138,8 @@ func (v *verifier) page(ctx context.Context, p int) error {
 		v.next = -1
 		return v.pass(err)
 	}
-	for slot := p * pageSlots; slot < min((p+1)*pageSlots, v.lay.slots); slot++ {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
+	first, end := p*pageSlots, min((p+1)*pageSlots, v.lay.slots)
+	for slot := first; slot < end; slot++ {
 		e, err := v.entry(loc, slot)
 		if err != nil {
 			v.next = -1
@@ -121,19 +149,57 @@ func (v *verifier) page(ctx context.Context, p int) error {
 		if e.kind == 0 {
 			continue
 		}
-		if err := v.blob(slot, &e, ids); err != nil {
+		off, size := e.span(0, e.frameCount())
+		v.gap(off)
+		v.next = off + int64(size)
+		if wanted != nil && !wanted(slot) {
+			v.marks(slot, &e)
+			continue
+		}
+		if off+int64(size) > v.start+int64(len(v.ahead)) {
+			v.until = v.runEnd(loc, slot, end, wanted)
+		}
+		if err := v.blob(ctx, slot, &e, ids); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// runEnd is where the run of wanted frames that begins with slot ends: reading
+// ahead of it would be for nothing.
+func (v *verifier) runEnd(loc []byte, slot, end int, wanted func(int) bool) int64 {
+	if wanted == nil {
+		return v.lay.framesEnd
+	}
+	until := int64(0)
+	for ; slot < end; slot++ {
+		e, err := v.entry(loc, slot)
+		if err != nil || e.kind == 0 || !wanted(slot) {
+			continue
+		}
+		off, size := e.span(0, e.frameCount())
+		if until > 0 && off-until > closeBy {
+			break
+		}
+		until = off + int64(size)
+	}
+	return until
+}
+
+// marks reports the frames that a repair marked as lost.
+func (v *verifier) marks(slot int, e *entry) {
+	for i := range e.frameCount() {
+		if e.lens[i] == lostFrame {
+			v.report(v.frameDamage(slot, i, e, ErrLost))
+		}
+	}
+}
+
 // blob checks one blob. ids is its identity page, nil if that is damaged.
-func (v *verifier) blob(slot int, e *entry, ids []byte) error {
+func (v *verifier) blob(ctx context.Context, slot int, e *entry, ids []byte) error {
 	off, size := e.span(0, e.frameCount())
-	v.gap(off)
-	v.next = off + int64(size)
-	sealed, err := v.bytes(off, size)
+	sealed, err := v.bytes(ctx, off, size)
 	if err != nil {
 		return v.pass(located(err, v.object, slot, 0, e.frameCount(), e))
 	}
@@ -171,27 +237,36 @@ func (v *verifier) gap(off int64) {
 
 // bytes returns size bytes at off, reading ahead. They are the caller's to
 // overwrite: none is asked for twice.
-func (v *verifier) bytes(off int64, size int) ([]byte, error) {
+func (v *verifier) bytes(ctx context.Context, off int64, size int) ([]byte, error) {
 	if off < v.start || off+int64(size) > v.start+int64(len(v.ahead)) {
-		if v.ahead == nil {
-			v.ahead = make([]byte, flushAt)
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
 		}
-		v.ahead = v.ahead[:min(flushAt, max(0, v.lay.framesEnd-off))]
+		n := int64(size)
+		if !v.alone {
+			n = min(max(n, min(readAhead, v.until-off)), v.lay.framesEnd-off)
+		}
+		if v.wait != nil {
+			if err := v.wait(ctx, int(n)); err != nil {
+				return nil, err
+			}
+		}
+		if int64(cap(v.ahead)) < n {
+			v.ahead = make([]byte, n, min(readAhead, max(n, v.lay.framesEnd-headerSize)))
+		}
+		v.ahead = v.ahead[:n]
 		v.start = off
-		if err := v.read(v.ahead, off); err != nil {
+		err := v.read(v.ahead, off)
+		if isDamage(err) && !v.alone {
+			v.alone = true
 			v.ahead = v.ahead[:0]
-			return v.alone(off, size, err)
+			return v.bytes(ctx, off, size)
+		}
+		if err != nil {
+			v.ahead = v.ahead[:0]
+			return nil, err
 		}
 	}
 	at := off - v.start
 	return v.ahead[at : at+int64(size)], nil
-}
-
-// alone reads just the bytes asked for, where reading ahead ran into err.
-func (v *verifier) alone(off int64, size int, err error) ([]byte, error) {
-	if !isDamage(err) {
-		return nil, err
-	}
-	b := make([]byte, size)
-	return b, v.read(b, off)
 }
