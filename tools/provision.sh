@@ -35,6 +35,9 @@ what() {
 			libnfs-utils: nfs-ls, nfs-cp, nfs-cat: libnfs as a client
 			iproute2: network namespaces of the NFS tests
 			git: tests of the tree itself
+			fdisk: sfdisk, partition tables to compare with
+			dosfstools: mkfs.vfat, guest file systems
+			ntfs-3g: mkfs.ntfs, guest file systems
 			gcc: the race detector
 			libc6-dev: the race detector
 		LIST
