@@ -277,6 +277,9 @@ func (in *Ingest) commit(ctx context.Context, rec *pointRecord) error {
 	}
 	c := in.claim.record()
 	rec.ID, rec.Claim, rec.Through = c.Pending, c.Number, through
+	if err := in.r.stampLock(ctx, rec); err != nil {
+		return err
+	}
 	data, err := rec.encode()
 	if err != nil {
 		return err

@@ -52,7 +52,8 @@ type pointRecord struct {
 	Tool        string            `json:"tool,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Origin      *Origin           `json:"origin,omitempty"`
-	LockSeconds int64             `json:"lock_seconds,omitempty"` // immutable for so long after the object was made
+	LockSeconds int64             `json:"lock_seconds,omitempty"` // immutable for so long from LockFrom on
+	LockFrom    int64             `json:"lock_from,omitempty"`    // Unix milliseconds by the repository's clock (see clockledger.go)
 }
 
 type diskRecord struct {
@@ -164,6 +165,9 @@ func (rec *pointRecord) check(blockSize int) error {
 	}
 	if len(rec.Disks) > maxDisks || len(rec.Config) > maxConfigFiles {
 		return fmt.Errorf("%d disks and %d files are too many", len(rec.Disks), len(rec.Config))
+	}
+	if rec.LockSeconds < 0 || rec.LockSeconds > int64(maxWindow/time.Second) || rec.LockFrom < 0 {
+		return fmt.Errorf("immutable for %d s", rec.LockSeconds)
 	}
 	for i, d := range rec.Disks {
 		if err := d.check(blockSize); err != nil {

@@ -37,6 +37,7 @@ type Repository struct {
 	lease time.Duration
 	clock func() time.Time
 	proc  backend.Processes
+	host  hostClock // what this host knows of time; see clockledger.go
 	log   *slog.Logger
 }
 
@@ -85,6 +86,7 @@ func newRepository(b backend.Backend, ring *keyring.Repo, opts Options) (*Reposi
 	if r.log == nil {
 		r.log = slog.Default()
 	}
+	r.host = newHostClock(r.clock)
 	cacheBytes := opts.CacheBytes
 	if cacheBytes <= 0 {
 		cacheBytes = DefaultCacheBytes
