@@ -155,12 +155,3 @@ func (r *Repository) unkept(ctx context.Context) (func(number uint64) bool, erro
 		return false
 	}, nil
 }
-
-// index checks the dedupe index. Damage there hurts no point.
-func (v *verification) index(ctx context.Context) error {
-	return dedupe.Verify(ctx, v.r.backend, v.r.keys, func(d *dedupe.DamageError) {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		v.add(Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: -1})
-	})
-}

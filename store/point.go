@@ -50,6 +50,9 @@ type Point struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Origin is where the point was copied from, nil where it was made here.
 	Origin *Origin `json:"origin,omitempty"`
+	// Verified is what verifications found, nil where none was kept. Points and
+	// Point fill it in.
+	Verified *VerifiedInfo `json:"verified,omitempty"`
 
 	rec *pointRecord
 }

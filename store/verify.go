@@ -10,20 +10,80 @@ import (
 	"sync"
 	"time"
 
+	"lifeboat/store/backend"
+	"lifeboat/store/internal/blockmap"
 	"lifeboat/store/internal/segment"
 )
 
-// VerifyOptions says what to verify. The zero value is everything.
+// VerifyLevel is how thorough a verification is.
+type VerifyLevel string
+
+const (
+	// VerifyAll reads every byte.
+	VerifyAll VerifyLevel = "all"
+	// VerifySample checks the structure and reads a part of the blocks, another
+	// one each time, so that 1/part verifications have read all.
+	VerifySample VerifyLevel = "sample"
+	// VerifyStructure checks that everything is there and leads where it should:
+	// points, block maps, the tables and trailers of segments. Blocks are not
+	// read: seconds per terabyte.
+	VerifyStructure VerifyLevel = "structure"
+)
+
+// rank orders levels by what they prove.
+func (l VerifyLevel) rank() int {
+	switch l {
+	case VerifyAll:
+		return 2
+	case VerifySample:
+		return 1
+	}
+	return 0
+}
+
+// VerifyOptions says what to verify, and how. The zero value is every byte of
+// everything.
 type VerifyOptions struct {
 	// Points limits the check to what these points need: their objects, block
-	// maps and blocks. None means every byte of every object.
+	// maps and blocks. None means every object.
 	Points []*Point
+	// Level is how thorough to be; empty means VerifyAll.
+	Level VerifyLevel
+	// Sample is the part of the blocks that VerifySample reads, in (0, 1].
+	Sample float64
+	// Keep leaves the result in the repository, where Points finds it, and now
+	// and then how far it is, so that Resume can go on. Where that is not
+	// possible the log says so.
+	Keep bool
+	// Resume goes on with the newest verification of the same level and points
+	// that was kept and did not end. Without one it begins anew.
+	Resume bool
+	// Rate bounds what is read of segments, in bytes a second; 0: no bound.
+	Rate int64
 	// Workers is how many objects are read at the same time; 0 means one per
-	// CPU.
+	// CPU, at least 4.
 	Workers int
 	// Progress, if not nil, hears of it now and then, from one goroutine at a
 	// time.
 	Progress func(VerifyProgress)
+}
+
+func (o *VerifyOptions) check() error {
+	if o.Level == "" {
+		o.Level = VerifyAll
+	}
+	switch {
+	case o.Level == VerifySample && !(o.Sample > 0 && o.Sample <= 1):
+		return fmt.Errorf("a sample of %g: it is a part, more than 0 and at most 1", o.Sample)
+	case o.Level != VerifyAll && o.Level != VerifySample && o.Level != VerifyStructure:
+		return fmt.Errorf("level %q: there are %s, %s and %s", o.Level, VerifyAll, VerifySample, VerifyStructure)
+	case o.Rate < 0:
+		return fmt.Errorf("a rate of %d bytes a second", o.Rate)
+	}
+	if o.Workers <= 0 {
+		o.Workers = max(4, runtime.GOMAXPROCS(0))
+	}
+	return nil
 }
 
 // VerifyProgress is how far a verification has come.
@@ -47,6 +107,9 @@ type Damage struct {
 	Hurts []Hurt `json:"hurts,omitempty"`
 	// MoreHurts is how many more areas it hurts than are listed.
 	MoreHurts int `json:"more_hurts,omitempty"`
+	// Lost says that it is known: a repair found the content nowhere and marked
+	// the place.
+	Lost bool `json:"lost,omitempty"`
 
 	frame int // the frame of a block that it is in, or -1
 }
@@ -62,7 +125,13 @@ type Hurt struct {
 
 // Report is the outcome of a verification.
 type Report struct {
-	Objects int64    `json:"objects"`
+	Level  VerifyLevel `json:"level"`
+	Sample float64     `json:"sample,omitempty"` // the part that was read
+	// Resumed is when the verification began that this one went on with.
+	Resumed *time.Time `json:"resumed,omitempty"`
+	Objects int64      `json:"objects"`
+	// Bytes is the size of what was checked; with VerifyStructure and
+	// VerifySample not all of them were read.
 	Bytes   int64    `json:"bytes"`
 	Points  int      `json:"points"`
 	Damages []Damage `json:"damages"`
@@ -74,22 +143,40 @@ type Report struct {
 	// Leftovers names what writers left that did not finish; the next backup
 	// removes it.
 	Leftovers []string `json:"leftovers,omitempty"`
+
+	found *verification // what a repair needs to know
 }
 
 // OK reports whether nothing is damaged.
 func (r *Report) OK() bool { return len(r.Damages) == 0 }
 
-// Verify reads and checks. Without points, it is every byte of every object:
-// header, keys, claims, points, dedupe index and segments, and then whether
-// every point's block maps lead to blocks that are there. With points, it is
-// all that reading them needs. Damage is in the report; the error is for what
-// kept it from looking.
+// Verify reads and checks. Without points, it is all objects: header, keys,
+// claims, points, dedupe index, segments and what else there is, and then
+// whether every point's block maps lead to blocks that are there. With points,
+// it is all that reading them needs. Damage is in the report; the error is for
+// what kept it from looking.
+//
+// It reads the storage itself: what is in memory or in a cache on a local disk
+// proves nothing.
 func (r *Repository) Verify(ctx context.Context, opts VerifyOptions) (*Report, error) {
-	if opts.Workers <= 0 {
-		opts.Workers = runtime.GOMAXPROCS(0)
+	if err := opts.check(); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
 	}
-	v := &verification{r: r, opts: opts, report: &Report{Damages: []Damage{}}, bad: make(map[uint64]*badSegment)}
-	if err := v.run(ctx); err != nil {
+	v := &verification{
+		r: r, opts: opts, bad: make(map[uint64]*badSegment), done: make(map[uint64]struct{}), hurtPoints: make(map[string]struct{}),
+		report: &Report{Damages: []Damage{}, Level: opts.Level, Sample: opts.Sample},
+		pace:   pace{rate: opts.Rate},
+	}
+	v.report.found = v
+	v.segments = segment.NewReader(r.backend, r.keys, segment.ReaderOptions{Logger: r.log, TableBytes: 64 << 20})
+	defer v.segments.Close()
+	v.maps = blockmap.NewReader(v.segments, blockmap.ReaderOptions{})
+	err := v.begin(ctx)
+	if err == nil {
+		err = v.run(ctx)
+		v.end(ctx, err)
+	}
+	if err != nil {
 		return v.report, fmt.Errorf("verify: %w", err)
 	}
 	return v.report, nil
@@ -97,56 +184,73 @@ func (r *Repository) Verify(ctx context.Context, opts VerifyOptions) (*Report, e
 
 // verification is a verification under way.
 type verification struct {
-	r    *Repository
-	opts VerifyOptions
+	r        *Repository
+	opts     VerifyOptions
+	segments *segment.Reader // of the storage, without caches
+	maps     *blockmap.Reader
+	pace     pace
+	rec      verifyRecord   // as it is kept; see verified.go
+	resumed  *verifyRecord  // the run that this one goes on with, or nil
+	wanted   []backend.Info // segments to check
 
 	mu     sync.Mutex // guards what follows, while several goroutines read
 	report *Report
 	bad    map[uint64]*badSegment
-	done   int64
-	total  int64
-	told   time.Time
+	done   map[uint64]struct{} // segments that this run found good, by number
+	// hurtPoints is the IDs of all points that are hurt, listed or not.
+	hurtPoints map[string]struct{}
+	read       int64
+	total      int64
+	told       time.Time
+	saved      time.Time
 }
 
 // run looks at the objects first and at what they mean to points then, so that
 // the second can say whom the damage of the first hurts.
 func (v *verification) run(ctx context.Context) error {
-	var recs []*pointRecord
-	if len(v.opts.Points) == 0 {
-		list, err := v.list(ctx)
-		if err != nil {
-			return err
-		}
-		if recs, err = v.small(ctx, list); err != nil {
-			return err
-		}
-		if err := v.segments(ctx, list.segments); err != nil {
-			return err
-		}
-	} else {
-		for _, p := range v.opts.Points {
-			rec, err := v.r.pointRecord(ctx, p.ID)
-			if err != nil && !errors.Is(err, ErrDamaged) {
-				return err
-			}
-			v.count(pointName(p.ID), 0)
-			if err != nil {
-				v.whole(pointName(p.ID), err, &Hurt{Point: p.ID, Disk: -1})
-				continue
-			}
-			recs = append(recs, rec)
-		}
-		if err := v.blocks(ctx, recs); err != nil {
-			return err
-		}
+	recs, err := v.objects(ctx)
+	if err != nil {
+		return err
 	}
 	v.report.Points = len(recs)
+	for _, rec := range recs {
+		v.rec.Points = append(v.rec.Points, rec.ID)
+	}
 	if err := v.structure(ctx, recs); err != nil {
 		return err
 	}
 	v.sort()
 	v.progress(0, true)
 	return nil
+}
+
+// objects checks the objects, and returns the points that can be read.
+func (v *verification) objects(ctx context.Context) ([]*pointRecord, error) {
+	if len(v.opts.Points) == 0 {
+		list, err := v.list(ctx)
+		if err != nil {
+			return nil, err
+		}
+		recs, err := v.small(ctx, list)
+		if err != nil {
+			return nil, err
+		}
+		return recs, v.allSegments(ctx, list.segments)
+	}
+	var recs []*pointRecord
+	for _, p := range v.opts.Points {
+		rec, err := v.r.pointRecord(ctx, p.ID)
+		if err != nil && !errors.Is(err, ErrDamaged) {
+			return nil, err
+		}
+		v.count(pointName(p.ID), 0)
+		if err != nil {
+			v.whole(pointName(p.ID), err, &Hurt{Point: p.ID, Disk: -1})
+			continue
+		}
+		recs = append(recs, rec)
+	}
+	return recs, v.neededSegments(ctx, recs)
 }
 
 // badSegment is what of a segment can't be read: indices into the damages.
@@ -177,7 +281,7 @@ func (b *badSegment) of(addr segment.Addr) []int {
 func (v *verification) damaged(number uint64, d *segment.DamageError) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	index := v.add(Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: d.Frame})
+	index := v.add(Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), Lost: errors.Is(d, segment.ErrLost), frame: d.Frame})
 	b := v.bad[number]
 	if b == nil {
 		b = &badSegment{pages: make(map[int][]int), slots: make(map[int][]int), identities: make(map[int]bool)}
@@ -201,6 +305,7 @@ func (v *verification) whole(object string, err error, hurt *Hurt) {
 	defer v.mu.Unlock()
 	d := Damage{Object: object, Offset: -1, Problem: err.Error(), frame: -1}
 	if hurt != nil {
+		v.hurtPoints[hurt.Point] = struct{}{}
 		d.Hurts = []Hurt{*hurt}
 	}
 	v.add(d)
@@ -232,12 +337,46 @@ func (v *verification) count(object string, size int64) {
 func (v *verification) progress(n int64, last bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.done += n
+	v.read += n
 	if v.opts.Progress == nil || !last && time.Since(v.told) < progressEvery {
 		return
 	}
 	v.told = time.Now()
-	v.opts.Progress(VerifyProgress{Done: v.done, Total: v.total, Damages: len(v.report.Damages) + v.report.MoreDamages})
+	if last {
+		v.read = v.total
+	}
+	v.opts.Progress(VerifyProgress{Done: v.read, Total: v.total, Damages: len(v.report.Damages) + v.report.MoreDamages})
+}
+
+// pace keeps reading below a rate.
+type pace struct {
+	rate int64 // bytes a second, 0: any
+
+	mu   sync.Mutex
+	next time.Time // when the next byte may be read
+}
+
+// wait waits until n bytes may be read.
+func (p *pace) wait(ctx context.Context, n int64) error {
+	if p.rate <= 0 {
+		return nil
+	}
+	p.mu.Lock()
+	now := time.Now()
+	if p.next.Before(now) {
+		p.next = now
+	}
+	due := p.next
+	p.next = due.Add(time.Duration(float64(n) / float64(p.rate) * float64(time.Second)))
+	p.mu.Unlock()
+	timer := time.NewTimer(due.Sub(now))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // sort puts the report into the order of the objects.

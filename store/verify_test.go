@@ -339,7 +339,7 @@ func TestOpenErrors(t *testing.T) {
 // all memory.
 func TestReportIsBounded(t *testing.T) {
 	_, r := newRepo(t)
-	v := &verification{r: r, report: &Report{}, bad: make(map[uint64]*badSegment)}
+	v := &verification{r: r, report: &Report{}, bad: make(map[uint64]*badSegment), hurtPoints: make(map[string]struct{})}
 	for i := range maxDamages + 100 {
 		v.damaged(300, &segment.DamageError{Object: "x", Part: segment.PartFrame, Addr: segment.MakeAddr(300, i), Page: -1, Err: errors.New("?")})
 		v.hurt(v.badAt(segment.MakeAddr(300, i)), Hurt{Point: "p", Offset: int64(i), Length: 1})

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 
 	"lifeboat/store/backend"
 	"lifeboat/store/internal/blockmap"
+	"lifeboat/store/internal/dedupe"
 	"lifeboat/store/internal/keyring"
 	"lifeboat/store/internal/segment"
 )
@@ -21,7 +24,9 @@ type listing struct {
 	claims   []listedClaim
 	points   []backend.Info
 	segments []backend.Info
-	now      time.Time // the newest modification time: not later than the backend's clock
+	// envelopes are the small objects that nobody's data depends on.
+	envelopes []backend.Info
+	now       time.Time // the newest modification time: not later than the backend's clock
 }
 
 // list lists and sorts all objects, and names those that belong to nothing.
@@ -44,14 +49,29 @@ func (v *verification) list(ctx context.Context) (*listing, error) {
 	return l, nil
 }
 
+// envelopePrefixes are where small sealed objects are, other than points and
+// claims: tombstones, holds, pins, settings, what is known of time, boot traces,
+// results of verifications, and what prunes and repairs remember.
+func envelopePrefixes() []string {
+	return []string{"forgotten/", "holds/", "pins/", "settings/", "clock/", "traces/", verifiedPrefix, "prune/", "repair/"}
+}
+
+func isEnvelope(name string) bool {
+	return slices.ContainsFunc(envelopePrefixes(), func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+}
+
 // sortIn puts an object where it belongs and reports whether it does.
 func (v *verification) sortIn(l *listing, info backend.Info) bool {
 	switch {
-	case info.Name == keyring.HeaderName, info.Name == condemnedName, strings.HasPrefix(info.Name, keyring.KeyPrefix), strings.HasPrefix(info.Name, indexPrefix):
+	case info.Name == keyring.HeaderName, strings.HasPrefix(info.Name, keyring.KeyPrefix), strings.HasPrefix(info.Name, indexPrefix):
 		return true // keyring and dedupe know their own
 	case strings.HasPrefix(info.Name, pointPrefix):
 		l.points = append(l.points, info)
 		return validID(strings.TrimPrefix(info.Name, pointPrefix))
+	}
+	if isEnvelope(info.Name) {
+		l.envelopes = append(l.envelopes, info)
+		return true
 	}
 	if n, ok := parseClaimName(info.Name); ok {
 		l.claims = append(l.claims, listedClaim{n, info.Modified})
@@ -76,10 +96,14 @@ func (v *verification) small(ctx context.Context, l *listing) ([]*pointRecord, e
 	if err := v.index(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := v.r.getSealed(ctx, condemnedName, maxCondemnedBytes); errors.Is(err, ErrDamaged) {
-		v.whole(condemnedName, err, nil)
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	for _, info := range l.envelopes {
+		_, err := v.r.getSealed(ctx, info.Name, maxCondemnedBytes)
+		if errors.Is(err, ErrDamaged) {
+			v.whole(info.Name, err, nil)
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		v.progress(info.Size, false)
 	}
 	var recs []*pointRecord
 	for _, info := range l.points {
@@ -132,45 +156,42 @@ func (v *verification) claims(ctx context.Context, l *listing) error {
 	return nil
 }
 
-// segments reads every byte of every segment. Of several generations only the
-// newest counts; the others are leftovers of a compaction.
-func (v *verification) segments(ctx context.Context, list []backend.Info) error {
-	newest := make(map[uint64]uint32)
-	for _, info := range list {
-		n, g, _ := segment.ParseName(info.Name)
-		newest[n] = max(newest[n], g)
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(v.opts.Workers)
-	for _, info := range list {
-		n, g, _ := segment.ParseName(info.Name)
-		if g != newest[n] {
-			v.report.Leftovers = append(v.report.Leftovers, info.Name)
-			continue
-		}
-		group.Go(func() error {
-			err := segment.Verify(ctx, v.r.backend, v.r.keys, info.Name, func(d *segment.DamageError) {
-				if errors.Is(d, fs.ErrNotExist) {
-					return // swept meanwhile; who needs it will be heard of
-				}
-				v.damaged(n, d)
-			})
-			if errors.Is(err, segment.ErrVersion) {
-				v.whole(info.Name, err, nil)
-				err = nil
-			}
-			v.progress(info.Size, false)
-			return err
-		})
-	}
-	return group.Wait()
+// allSegments checks every segment. Of several generations only the newest
+// counts; the others are leftovers of a compaction.
+func (v *verification) allSegments(ctx context.Context, list []backend.Info) error {
+	v.wanted = newestOf(list, func(old string) { v.report.Leftovers = append(v.report.Leftovers, old) })
+	return v.checkSegments(ctx, nil)
 }
 
-// blocks reads what the points need, block by block, and compares each with its
-// identity.
-func (v *verification) blocks(ctx context.Context, recs []*pointRecord) error {
-	need := newAddrSet()
-	nodes := newAddrSet()
+// newestOf is the newest generation of each segment, by ascending number.
+func newestOf(list []backend.Info, older func(name string)) []backend.Info {
+	newest := make(map[uint64]backend.Info)
+	for _, info := range list {
+		n, g, err := segment.ParseName(info.Name)
+		if err != nil {
+			continue
+		}
+		have, ok := newest[n]
+		if _, h, _ := segment.ParseName(have.Name); ok && h > g {
+			older(info.Name)
+			continue
+		}
+		if ok {
+			older(have.Name)
+		}
+		newest[n] = info
+	}
+	out := make([]backend.Info, 0, len(newest))
+	for _, n := range slices.Sorted(maps.Keys(newest)) {
+		out = append(out, newest[n])
+	}
+	return out
+}
+
+// neededSegments checks the segments that points need, and in them the blocks
+// that they need. What is not there is found when the structure is checked.
+func (v *verification) neededSegments(ctx context.Context, recs []*pointRecord) error {
+	need, nodes := newAddrSet(), newAddrSet()
 	for _, rec := range recs {
 		for _, a := range rec.configBlocks() {
 			need.add(a)
@@ -181,20 +202,28 @@ func (v *verification) blocks(ctx context.Context, recs []*pointRecord) error {
 			}
 		}
 	}
-	v.total = need.count * int64(v.r.blockSize)
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(v.opts.Workers)
-	numbers := need.numbers()
-	for _, number := range numbers {
-		group.Go(func() error { return v.segmentBlocks(ctx, number, need) })
+	var list []backend.Info
+	for info, err := range v.r.backend.List(ctx, "segments/") {
+		if err != nil {
+			return fmt.Errorf("list the segments: %w", err)
+		}
+		if n, _, err := segment.ParseName(info.Name); err == nil && need.segments[n] != nil {
+			list = append(list, info)
+		}
 	}
-	v.report.Objects += int64(len(numbers))
-	return group.Wait()
+	v.wanted = newestOf(list, func(string) {})
+	for _, info := range v.wanted {
+		v.total += info.Size
+		v.report.Objects++
+		v.report.Bytes += info.Size
+	}
+	return v.checkSegments(ctx, need)
 }
 
-// collect adds the blocks of a disk to need.
+// collect adds the nodes and blocks of a disk to need.
 func (v *verification) collect(ctx context.Context, d diskRecord, need, nodes *addrSet) error {
-	return v.r.maps.Visit(ctx, d.tree(v.r.blockSize), nodes.add, func(n blockmap.Node) error {
+	return v.maps.Visit(ctx, d.tree(v.r.blockSize), nodes.add, func(n blockmap.Node) error {
+		need.add(n.Addr)
 		if n.Level > 0 {
 			return nil
 		}
@@ -207,45 +236,67 @@ func (v *verification) collect(ctx context.Context, d diskRecord, need, nodes *a
 	})
 }
 
-func (v *verification) segmentBlocks(ctx context.Context, number uint64, need *addrSet) error {
-	hasher := segment.NewHasher(v.r.keys)
-	buf := make([]byte, v.r.blockSize)
-	for slot := range need.slots(number) {
-		addr := segment.MakeAddr(number, slot)
-		err := v.readBlock(ctx, addr, buf, hasher)
-		var d *segment.DamageError
-		if errors.As(err, &d) {
-			v.damagedOnce(number, d)
-			err = nil
+// checkSegments checks the wanted segments, of need only the slots in it.
+func (v *verification) checkSegments(ctx context.Context, need *addrSet) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(v.opts.Workers)
+	for _, info := range v.wanted {
+		number, _, _ := segment.ParseName(info.Name)
+		if v.resumedHas(number) {
+			v.progress(info.Size, false)
+			continue
 		}
-		if err != nil {
+		group.Go(func() error { return v.checkSegment(ctx, number, info, need) })
+	}
+	return group.Wait()
+}
+
+func (v *verification) checkSegment(ctx context.Context, number uint64, info backend.Info, need *addrSet) error {
+	left := info.Size
+	o := segment.VerifyOptions{Slots: v.slots(number, need), Wait: func(ctx context.Context, n int) error {
+		if err := v.pace.wait(ctx, int64(n)); err != nil {
 			return err
 		}
-		v.mu.Lock()
-		v.report.Bytes += int64(len(buf))
-		v.mu.Unlock()
-		v.progress(int64(len(buf)), false)
+		told := min(left, int64(n))
+		left -= told
+		v.progress(told, false)
+		return nil
+	}}
+	good := true
+	err := segment.VerifyPart(ctx, v.r.backend, v.r.keys, info.Name, o, func(d *segment.DamageError) {
+		if errors.Is(d, fs.ErrNotExist) {
+			return // swept or compacted meanwhile; who needs it will be heard of
+		}
+		good = false
+		v.damaged(number, d)
+	})
+	if errors.Is(err, segment.ErrVersion) {
+		v.whole(info.Name, err, nil)
+		good, err = false, nil
+	}
+	if err != nil {
+		return err
+	}
+	v.progress(left, false)
+	if good {
+		v.passed(ctx, number)
 	}
 	return nil
 }
 
-// readBlock reads one block and compares it with its identity.
-func (v *verification) readBlock(ctx context.Context, addr segment.Addr, buf []byte, hasher *segment.Hasher) error {
-	n, err := v.r.segments.ReadBlock(ctx, addr, buf)
-	if err != nil {
-		return err
+// slots chooses what of a segment is read; nil means all.
+func (v *verification) slots(number uint64, need *addrSet) func(slot int) bool {
+	needed := func(slot int) bool { return need == nil || need.has(segment.MakeAddr(number, slot)) }
+	switch v.opts.Level {
+	case VerifyStructure:
+		return func(int) bool { return false }
+	case VerifySample:
+		return func(slot int) bool { return v.sampled(number, slot/segmentPage) && needed(slot) }
 	}
-	id, err := v.r.segments.Identity(ctx, addr)
-	if err != nil {
-		return err
+	if need == nil {
+		return nil
 	}
-	if hasher.Identity(segment.Data, buf[:n]) != id {
-		return &segment.DamageError{
-			Object: segment.Prefix(addr.Segment()), Part: segment.PartFrame, Addr: addr, Frame: -1, Page: -1, Offset: -1,
-			Err: errors.New("its content has another identity"),
-		}
-	}
-	return nil
+	return needed
 }
 
 // damagedOnce records damage of a whole object or of a page only the first time
@@ -276,4 +327,18 @@ func (b *badSegment) knows(d *segment.DamageError) bool {
 		return len(b.pages[d.Page]) > 0
 	}
 	return false
+}
+
+// index checks the dedupe index: whole, or only that its runs can be used.
+// Damage there hurts no point.
+func (v *verification) index(ctx context.Context) error {
+	check := dedupe.Verify
+	if v.opts.Level == VerifyStructure {
+		check = dedupe.VerifyStructure
+	}
+	return check(ctx, v.r.backend, v.r.keys, func(d *dedupe.DamageError) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.add(Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), frame: -1})
+	})
 }

@@ -69,7 +69,7 @@ type pathNode struct {
 func (s *structure) disk(ctx context.Context, rec *pointRecord, index int, d diskRecord) error {
 	s.stack = s.stack[:0]
 	unknown := func(addr segment.Addr) bool { return !s.whole.has(addr) }
-	err := s.v.r.maps.Visit(ctx, d.tree(s.v.r.blockSize), unknown, func(n blockmap.Node) error {
+	err := s.v.maps.Visit(ctx, d.tree(s.v.r.blockSize), unknown, func(n blockmap.Node) error {
 		s.leave(n.Level)
 		off := n.Block << s.v.r.shift
 		length := d.Size - off
@@ -157,10 +157,12 @@ func (s *structure) lookAt(ctx context.Context, addr segment.Addr) error {
 	if !addr.Stored() {
 		return fmt.Errorf("%v is not an address", addr)
 	}
-	slot, err := s.v.r.segments.Stat(ctx, addr)
+	slot, err := s.v.segments.Stat(ctx, addr)
 	switch {
 	case err != nil:
 		return err
+	case slot.Lost != 0:
+		return slot.Damage()
 	case slot.Kind != segment.Data:
 		return fmt.Errorf("at %v is a %v, not a block", addr, slot.Kind)
 	case slot.RawLen != s.v.r.blockSize:
@@ -191,6 +193,9 @@ func (v *verification) blame(addr segment.Addr, err error) []int {
 // hurt adds an area to what the damages hurt. An area that continues the last
 // one is joined to it.
 func (v *verification) hurt(damages []int, h Hurt) {
+	if len(damages) > 0 {
+		v.hurtPoints[h.Point] = struct{}{}
+	}
 	for _, i := range damages {
 		if i == unlisted {
 			continue

@@ -14,18 +14,28 @@ import (
 // is not what was written. It goes on with a shared index in use. Its own
 // error means that it could not look everywhere.
 func Verify(ctx context.Context, b backend.Backend, keys Keys, report func(*DamageError)) error {
+	return verifyRuns(ctx, b, keys, true, report)
+}
+
+// VerifyStructure is Verify of what opening the index reads: directories and
+// summaries, not the pages.
+func VerifyStructure(ctx context.Context, b backend.Backend, keys Keys, report func(*DamageError)) error {
+	return verifyRuns(ctx, b, keys, false, report)
+}
+
+func verifyRuns(ctx context.Context, b backend.Backend, keys Keys, pages bool, report func(*DamageError)) error {
 	for info, err := range b.List(ctx, Prefix) {
 		if err != nil {
 			return fmt.Errorf("verify dedupe index: %w", err)
 		}
-		if err := verifyObject(ctx, b, keys, info, report); err != nil {
+		if err := verifyObject(ctx, b, keys, info, pages, report); err != nil {
 			return fmt.Errorf("verify dedupe index: %w", err)
 		}
 	}
 	return nil
 }
 
-func verifyObject(ctx context.Context, b backend.Backend, keys Keys, info backend.Info, report func(*DamageError)) error {
+func verifyObject(ctx context.Context, b backend.Backend, keys Keys, info backend.Info, pages bool, report func(*DamageError)) error {
 	id, ok := parseName(info.Name)
 	if !ok {
 		report(&DamageError{info.Name, 0, info.Size, "no run has such a name: nothing uses it"})
@@ -44,8 +54,8 @@ func verifyObject(ctx context.Context, b backend.Backend, keys Keys, info backen
 	}
 	defer r.obj.Close()
 	for _, p := range r.parts {
-		if p == nil {
-			continue // reported by openRun; its pages are of no use without it
+		if p == nil || !pages {
+			continue // nil: reported by openRun; its pages are of no use without it
 		}
 		if err := r.verifyPartition(ctx, p, report); err != nil {
 			return err

@@ -92,7 +92,7 @@ func (o *object) findTrailer(keys KeySource) error {
 	case errors.Is(err, ErrVersion):
 		return fmt.Errorf("segment: %s: %w", o.name, err)
 	}
-	return o.damage(PartTrailer, end, trailerSize, err)
+	return o.damage(PartObject, end, trailerSize, fmt.Errorf("no trailer can be read: %w", err))
 }
 
 // Bounds of the search for another trailer: no segment's tables are longer,
