@@ -18,6 +18,8 @@ type Key struct {
 	Created time.Time `json:"created"`
 	// Current says that the repository was opened with it.
 	Current bool `json:"current,omitempty"`
+	// Removing says that its removal was begun and not finished: remove it again.
+	Removing bool `json:"removing,omitempty"`
 	// Problem says why it cannot be used; then only ID is set.
 	Problem string `json:"problem,omitempty"`
 }
@@ -30,7 +32,7 @@ func (r *Repository) Keys(ctx context.Context) ([]Key, error) {
 	}
 	keys := make([]Key, len(infos))
 	for i, k := range infos {
-		keys[i] = Key{ID: k.ID, Label: k.Label, Created: k.Created, Current: k.Current}
+		keys[i] = Key{ID: k.ID, Label: k.Label, Created: k.Created, Current: k.Current, Removing: k.Removing}
 		if k.Err != nil {
 			keys[i].Problem = k.Err.Error()
 		}

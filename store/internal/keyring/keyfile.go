@@ -94,8 +94,13 @@ func parseKeyFile(name string, doc []byte) (keyFile, error) {
 	return f, nil
 }
 
+func isKeyID(id string) bool {
+	b, err := hex.DecodeString(id)
+	return err == nil && len(b) == 8 && id == strings.ToLower(id)
+}
+
 func (f keyFile) check() error {
-	if id, err := hex.DecodeString(f.ID); err != nil || len(id) != 8 || f.ID != strings.ToLower(f.ID) {
+	if !isKeyID(f.ID) {
 		return fmt.Errorf("%.40q is no key ID", f.ID)
 	}
 	if f.Function != kdfName {

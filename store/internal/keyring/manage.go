@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"strings"
 	"time"
 
 	"lifeboat/store/backend"
@@ -24,8 +25,10 @@ type KeyInfo struct {
 	Label   string
 	Created time.Time
 	KDF     KDF
-	Current bool  // the repository was opened with it
-	Err     error // why it cannot be used; then only ID is set
+	Current bool // the repository was opened with it
+	// Removing says that somebody began to remove it, and has not finished.
+	Removing bool
+	Err      error // why it cannot be used; then only ID is set
 }
 
 // KeyOptions are the choices made when a key is. The zero value is right.
@@ -83,43 +86,16 @@ func (r *Repo) ChangePassword(ctx context.Context, b backend.Backend, password [
 	return nil
 }
 
-// RemoveKey removes a key file: its password opens the repository no more. It
-// fails with [ErrLastKey] when no other usable key would be left, and with
-// fs.ErrNotExist where there is no such key.
-//
-// Who had the password may have kept the master key: for data that they must
-// not read, make a new repository.
-func (r *Repo) RemoveKey(ctx context.Context, b backend.Backend, id string) error {
-	infos, err := r.ListKeys(ctx, b)
-	if err != nil {
-		return fmt.Errorf("remove key: %w", err)
-	}
-	found, others := false, 0
-	for _, info := range infos {
-		switch {
-		case info.ID == id:
-			found = true
-		case info.Err == nil:
-			others++
-		}
-	}
-	if !found {
-		return fmt.Errorf("remove key %q: %w", id, fs.ErrNotExist)
-	}
-	if others == 0 {
-		return fmt.Errorf("remove key %s: %w", id, ErrLastKey)
-	}
-	if err := b.Remove(ctx, KeyPrefix+id); err != nil {
-		return fmt.Errorf("remove key %s: %w", id, err)
-	}
-	return nil
-}
-
 // ListKeys describes all key files, also those that are damaged or of another
 // repository.
 func (r *Repo) ListKeys(ctx context.Context, b backend.Backend) ([]KeyInfo, error) {
 	var infos []KeyInfo
 	for name, err := range keyNames(ctx, b) {
+		if err != nil {
+			return nil, fmt.Errorf("list keys: %w", err)
+		}
+		// First this, then the key: see remove.go.
+		removing, err := announced(ctx, b, name[len(KeyPrefix):])
 		if err != nil {
 			return nil, fmt.Errorf("list keys: %w", err)
 		}
@@ -134,7 +110,7 @@ func (r *Repo) ListKeys(ctx context.Context, b backend.Backend) ([]KeyInfo, erro
 			infos = append(infos, KeyInfo{ID: name[len(KeyPrefix):], Err: err})
 			continue
 		}
-		infos = append(infos, KeyInfo{f.ID, f.Label, f.Created, f.KDF, f.ID == r.KeyID, nil})
+		infos = append(infos, KeyInfo{f.ID, f.Label, f.Created, f.KDF, f.ID == r.KeyID, removing, nil})
 	}
 	return infos, nil
 }
@@ -187,6 +163,9 @@ func keyNames(ctx context.Context, b backend.Backend) iter.Seq2[string, error] {
 			if err != nil {
 				yield("", err)
 				return
+			}
+			if strings.HasSuffix(info.Name, announceSuffix) {
+				continue
 			}
 			n++
 			if !yield(info.Name, nil) {

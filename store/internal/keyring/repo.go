@@ -144,6 +144,7 @@ func unlock(ctx context.Context, b backend.Backend, password []byte, repository 
 func tryKeys(ctx context.Context, b backend.Backend, password []byte, consider func(keyFile) bool, opened func(*unlocked) bool) error {
 	var failed error
 	tried, hits := 0, 0
+	password = recoverySpelling(password)
 	for name, err := range keyNames(ctx, b) {
 		if err != nil {
 			return err
@@ -174,7 +175,7 @@ func tryKeys(ctx context.Context, b backend.Backend, password []byte, consider f
 	case hits > 0:
 		return nil
 	case tried > 0:
-		return also(ErrWrongPassword, failed)
+		return also(wrongPassword(password), failed)
 	case failed != nil:
 		return fmt.Errorf("no key can be used: put one back from a copy: %w", failed)
 	}
