@@ -36,6 +36,7 @@ what() {
 			iproute2: network namespaces of the NFS tests
 			git: tests of the tree itself
 			fdisk: sfdisk, partition tables to compare with
+			lvm2: volume groups to compare with
 			dosfstools: mkfs.vfat, guest file systems
 			ntfs-3g: mkfs.ntfs, guest file systems
 			gcc: the race detector
