@@ -262,7 +262,8 @@ func (g *guard) protects(ctx context.Context, id string) (why, err error) {
 
 // lockEnd is when a point's immutability ends by the repository's clock, or 0.
 // What a damaged point says is not known: it is taken to have the window of the
-// setting, from when its object was written.
+// setting, from when its object was written by the backend's clock, and neither
+// the repository's clock nor the host's may say that it is not over.
 func (g *guard) lockEnd(ctx context.Context, id string) (int64, error) {
 	rec, err := g.r.readPoint(ctx, id)
 	switch {
@@ -286,9 +287,12 @@ func (g *guard) damagedLockEnd(ctx context.Context, id string) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if info.Name == pointName(id) {
-			return info.Modified.UnixMilli() + g.setting.WindowSeconds*1000, nil
+		if info.Name != pointName(id) {
+			continue
 		}
+		now, err := g.time(ctx)
+		ahead := max(0, now.at-now.wall.UnixMilli())
+		return info.Modified.UnixMilli() + g.setting.WindowSeconds*1000 + ahead, err
 	}
 	return 0, nil
 }

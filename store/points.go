@@ -198,6 +198,10 @@ func (r *Repository) Forget(ctx context.Context, id string) error {
 	if _, err := r.pointRecord(ctx, id); err != nil && !errors.Is(err, ErrDamaged) {
 		return err
 	}
+	why, err := r.checkRemovable(ctx, []string{id})
+	if err = cmp.Or(err, why[id]); err != nil {
+		return fmt.Errorf("forget point %s: %w", id, err)
+	}
 	if err := r.settlePending(ctx, id); err != nil {
 		return fmt.Errorf("forget point %s: %w", id, err)
 	}
