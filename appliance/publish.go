@@ -34,6 +34,13 @@ type PublishRequest struct {
 	Portmap   string     // "addr:port", or "off"
 	Allow     []netip.Prefix
 
+	// NoPrefetch leaves out reading ahead what the VMs read when they booted
+	// the last time.
+	NoPrefetch bool
+	// TraceWindow is how long it is recorded what the VMs read; 0 means
+	// DefaultTraceWindow, less nothing at all.
+	TraceWindow time.Duration
+
 	Logger *slog.Logger
 }
 
@@ -49,6 +56,7 @@ type Publication struct {
 	tree     *datastore.Tree
 	overlays []*overlay.Overlay
 	images   []disk.Image
+	traces   *bootTraces
 	log      *slog.Logger
 }
 
@@ -89,6 +97,7 @@ func Publish(ctx context.Context, st *State, repo *store.Repository, req Publish
 	if err := p.claimSession(req, repo, points); err != nil {
 		return nil, err
 	}
+	p.traces = newBootTraces(st, repo, req, p.log)
 	if err := p.openDisks(ctx, repo); err != nil {
 		return nil, err
 	}
@@ -266,7 +275,7 @@ func (p *Publication) openDisk(ctx context.Context, repo *store.Repository, pt *
 	p.images = append(p.images, img)
 	o, err := overlay.Open(overlay.Options{
 		FS: vfs.OS(), Dir: filepath.Join(p.state.sessionDir(p.Session.Name), v.Overlay),
-		Base: img, BaseID: baseID(repo, pt, v), Logger: p.log,
+		Base: p.traces.image(pt, img, v.Key), BaseID: baseID(repo, pt, v), Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -353,8 +362,12 @@ func (p *Publication) describe() {
 	}
 }
 
-// Run serves until ctx is done or the server fails.
-func (p *Publication) Run(ctx context.Context) error { return p.server.Run(ctx) }
+// Run serves until ctx is done or the server fails. Of a VM that has never run
+// in this session it is recorded what it reads first.
+func (p *Publication) Run(ctx context.Context) error {
+	defer p.traces.start(ctx, !p.Written())()
+	return p.server.Run(ctx)
+}
 
 // Written reports whether anything was ever written to the session's disks.
 func (p *Publication) Written() bool {

@@ -33,6 +33,7 @@ func (p *program) publishCommand() *cli.Command {
 			&cli.IntFlag{Name: "mount-port", Usage: "`PORT` of MOUNT, may equal NFS's; 0 lets the system choose", Value: mountPort},
 			&cli.StringFlag{Name: "portmap", Usage: "`ADDRESS:PORT` of the portmapper, or off (default: port 111 of --listen; ESXi needs it)"},
 			&cli.StringSliceFlag{Name: "allow", Usage: "let clients at `ADDRESS` or network (CIDR) in, besides loopback; repeatable"},
+			&cli.BoolFlag{Name: "no-prefetch", Usage: "do not read ahead what the VM read when it booted the last time"},
 		},
 		Action: p.publish,
 	}
@@ -77,6 +78,7 @@ func (p *program) publishRequest(c *cli.Context) (appliance.PublishRequest, erro
 	req := appliance.PublishRequest{
 		Points: c.Args().Slice(), Session: c.String("session"), RepoURL: p.config.Repo,
 		NFSPort: c.Int("nfs-port"), MountPort: c.Int("mount-port"), Portmap: c.String("portmap"), Logger: p.log,
+		NoPrefetch: c.Bool("no-prefetch"),
 	}
 	if !c.IsSet("nfs-port") && def.NFSPort != nil {
 		req.NFSPort = *def.NFSPort
