@@ -144,7 +144,7 @@ func (r *Repository) Points(ctx context.Context) ([]*Point, error) {
 	for i, rec := range recs {
 		points[i] = rec.public()
 	}
-	r.addVerified(ctx, points...)
+	r.AddVerified(ctx, points...)
 	return points, nil
 }
 

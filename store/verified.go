@@ -158,6 +158,9 @@ func (v *verification) begin(ctx context.Context) error {
 			v.resumed = old
 		}
 	}
+	if after := v.opts.After; after != nil && after.found != nil {
+		v.rec.Turn = after.found.rec.Turn // the same part of a sample
+	}
 	if v.resumed != nil {
 		v.rec = *v.resumed
 		v.rec.Points, v.rec.Hurt = nil, nil
@@ -250,9 +253,9 @@ func verified(runs []*verifyRecord) (map[string]*VerifiedInfo, map[string]*verif
 	return infos, by
 }
 
-// addVerified tells points when they were last verified. Not to know is no
-// reason to fail.
-func (r *Repository) addVerified(ctx context.Context, points ...*Point) {
+// AddVerified tells points when they were last verified, as Points does by
+// itself. Not to know is no reason to fail.
+func (r *Repository) AddVerified(ctx context.Context, points ...*Point) {
 	runs, err := r.verifications(ctx)
 	if err != nil {
 		r.log.Warn("when the restore points were verified is not known", "error", err)
@@ -264,10 +267,18 @@ func (r *Repository) addVerified(ctx context.Context, points ...*Point) {
 	}
 }
 
-// resumedHas reports whether a run that this one goes on with has found a
-// segment good.
-func (v *verification) resumedHas(number uint64) bool {
-	return v.resumed != nil && v.resumed.has(number)
+// known reports whether a run that this one goes on with, or follows, has found
+// a segment good.
+func (v *verification) known(number uint64) bool {
+	if v.resumed != nil && v.resumed.has(number) {
+		return true
+	}
+	if v.opts.After == nil || v.opts.After.found == nil || v.opts.After.Level != v.opts.Level {
+		return false
+	}
+	before := v.opts.After.found
+	_, good := before.done[number]
+	return good || before.known(number)
 }
 
 // passed notes that a segment is good, and now and then keeps how far it is.

@@ -58,6 +58,9 @@ type VerifyOptions struct {
 	// Resume goes on with the newest verification of the same level and points
 	// that was kept and did not end. Without one it begins anew.
 	Resume bool
+	// After is the report of a verification that a repair followed: what it found
+	// good is not read again. The level must be the same.
+	After *Report
 	// Rate bounds what is read of segments, in bytes a second; 0: no bound.
 	Rate int64
 	// Workers is how many objects are read at the same time; 0 means one per
@@ -255,9 +258,10 @@ func (v *verification) objects(ctx context.Context) ([]*pointRecord, error) {
 
 // badSegment is what of a segment can't be read: indices into the damages.
 type badSegment struct {
-	all   []int // it cannot be opened
-	pages map[int][]int
-	slots map[int][]int
+	marked bool  // none is more than frames that a repair marked as lost
+	all    []int // it cannot be opened
+	pages  map[int][]int
+	slots  map[int][]int
 	// identities are the pages of the identity table that are damaged. They keep
 	// nobody from reading: frames are authenticated by themselves.
 	identities map[int]bool
@@ -284,9 +288,10 @@ func (v *verification) damaged(number uint64, d *segment.DamageError) {
 	index := v.add(Damage{Object: d.Object, Offset: d.Offset, Length: d.Length, Problem: d.Error(), Lost: errors.Is(d, segment.ErrLost), frame: d.Frame})
 	b := v.bad[number]
 	if b == nil {
-		b = &badSegment{pages: make(map[int][]int), slots: make(map[int][]int), identities: make(map[int]bool)}
+		b = &badSegment{marked: true, pages: make(map[int][]int), slots: make(map[int][]int), identities: make(map[int]bool)}
 		v.bad[number] = b
 	}
+	b.marked = b.marked && errors.Is(d, segment.ErrLost)
 	switch {
 	case d.Part == segment.PartIdentityTable:
 		b.identities[d.Page] = true
@@ -379,8 +384,10 @@ func (p *pace) wait(ctx context.Context, n int64) error {
 	}
 }
 
-// sort puts the report into the order of the objects.
+// sort puts the report into the order of the objects. What was lost and is
+// needed by nobody any more is no damage.
 func (v *verification) sort() {
+	v.report.Damages = slices.DeleteFunc(v.report.Damages, func(d Damage) bool { return d.Lost && len(d.Hurts) == 0 })
 	slices.SortStableFunc(v.report.Damages, func(a, b Damage) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Offset, b.Offset))
 	})

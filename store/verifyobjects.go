@@ -242,7 +242,7 @@ func (v *verification) checkSegments(ctx context.Context, need *addrSet) error {
 	group.SetLimit(v.opts.Workers)
 	for _, info := range v.wanted {
 		number, _, _ := segment.ParseName(info.Name)
-		if v.resumedHas(number) {
+		if v.known(number) {
 			v.progress(info.Size, false)
 			continue
 		}

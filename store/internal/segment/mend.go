@@ -31,6 +31,9 @@ type MendOptions struct {
 	// Find looks elsewhere for the content of a slot. Where id is not nil, the
 	// content must have it, which Mend checks. It may be nil.
 	Find func(ctx context.Context, slot int, id *Identity) (Content, bool, error)
+	// Before is called before the new object appears, for what the content refers
+	// to must be there. It may be nil.
+	Before func(ctx context.Context) error
 	// Writer is for the new object; only Rand matters.
 	Writer WriterOptions
 }
@@ -39,6 +42,9 @@ type MendOptions struct {
 type Content struct {
 	Kind  Kind
 	Plain []byte
+	// Instead says that it may stand for what was lost although its identity is
+	// another: a node of a map that leads to equal blocks elsewhere.
+	Instead bool
 }
 
 // Mended is what a Mend did.
@@ -73,6 +79,11 @@ func Mend(ctx context.Context, b backend.Backend, keys KeySource, o MendOptions)
 	defer m.w.Abort()
 	for p := range (m.slots + pageSlots - 1) / pageSlots {
 		if err := m.page(p); err != nil {
+			return nil, err
+		}
+	}
+	if o.Before != nil {
+		if err := o.Before(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -321,7 +332,7 @@ func (m *mender) find(slot int, id *Identity) (bool, error) {
 		return false, err
 	}
 	got := m.hash.Identity(c.Kind, c.Plain)
-	if id != nil && got != *id {
+	if id != nil && got != *id && !c.Instead {
 		return false, nil
 	}
 	packed := m.packer.Pack(c.Kind, got, c.Plain)

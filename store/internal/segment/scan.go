@@ -63,3 +63,32 @@ func (o *object) slot(slot int, e *entry, ids []byte) Slot {
 	copy(s.Identity[:], ids[slot%pageSlots*identitySize:])
 	return s
 }
+
+// ScanLost returns the slots of an object with lost frames. Table pages that are
+// damaged are left out.
+func ScanLost(ctx context.Context, b backend.Backend, keys KeySource, object string) ([]Slot, error) {
+	o, err := openObject(ctx, b, keys, object)
+	if err != nil {
+		return nil, err
+	}
+	defer o.obj.Close()
+	var lost []Slot
+	for p := range o.lay.pages() {
+		loc, err1 := o.tablePage(locations, p)
+		ids, err2 := o.tablePage(identities, p)
+		for _, err := range []error{err1, err2, ctx.Err()} {
+			if err != nil && !isDamage(err) {
+				return nil, err
+			}
+		}
+		if err1 != nil || err2 != nil {
+			continue
+		}
+		for slot := p * pageSlots; slot < min((p+1)*pageSlots, o.lay.slots); slot++ {
+			if e, err := o.entry(loc, slot); err == nil && e.lost() != 0 {
+				lost = append(lost, o.slot(slot, &e, ids))
+			}
+		}
+	}
+	return lost, nil
+}
