@@ -154,6 +154,8 @@ func (r *Repository) takeClaim(ctx context.Context, kind claimKind) (*claim, err
 		next := uint64(1)
 		if len(claims) > 0 {
 			next = claims[len(claims)-1].number + 1
+		} else if err := r.claimsLost(ctx); err != nil {
+			return nil, fmt.Errorf("take a claim: %w", err)
 		}
 		if next > maxClaim {
 			return nil, errors.New("take a claim: the repository's segment numbers are used up")
