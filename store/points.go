@@ -90,13 +90,28 @@ func (r *Repository) pointIDs(ctx context.Context) ([]string, error) {
 }
 
 // pointRecords reads all points that can be read, in no order. For each that
-// cannot, bad is called.
+// cannot, bad is called. The forgotten are left out.
 func (r *Repository) pointRecords(ctx context.Context, bad func(id string, err error)) ([]*pointRecord, error) {
+	// The tombstones first: a prune removes a point before its tombstone.
+	forgotten, err := r.forgottenIDs(ctx)
+	if err != nil {
+		return nil, err
+	}
 	ids, err := r.pointIDs(ctx)
 	if err != nil {
 		return nil, err
 	}
 	r.points.keep(ids)
+	ids = slices.DeleteFunc(ids, func(id string) bool {
+		_, ok := forgotten[id]
+		return ok
+	})
+	return r.readPoints(ctx, ids, bad)
+}
+
+// readPoints reads points that exist, and leaves out those that do not any more,
+// and voids.
+func (r *Repository) readPoints(ctx context.Context, ids []string, bad func(id string, err error)) ([]*pointRecord, error) {
 	recs := make([]*pointRecord, len(ids))
 	var mu sync.Mutex // bad, from one goroutine at a time
 	group, ctx := errgroup.WithContext(ctx)
@@ -168,7 +183,8 @@ func (r *Repository) Point(ctx context.Context, id string) (*Point, error) {
 }
 
 // pointRecord reads the point from its object, each time, because it may be
-// gone by now.
+// gone by now, and then looks for its tombstone: in this order, which Hold and
+// Begin rely on.
 func (r *Repository) pointRecord(ctx context.Context, id string) (*pointRecord, error) {
 	if !validID(id) {
 		return nil, fmt.Errorf("%w: %.40q is not the ID of a restore point (16 hexadecimal digits)", ErrReference, id)
@@ -177,6 +193,16 @@ func (r *Repository) pointRecord(ctx context.Context, id string) (*pointRecord, 
 	if errors.Is(err, fs.ErrNotExist) || err == nil && rec.Void {
 		r.points.drop(id)
 		return nil, fmt.Errorf("restore point %s: %w", id, ErrNotFound)
+	}
+	if err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) {
+		return nil, err
+	}
+	forgotten, err2 := r.isForgotten(ctx, id)
+	if err2 != nil {
+		return nil, err2
+	}
+	if forgotten {
+		return nil, fmt.Errorf("restore point %s was forgotten: %w", id, ErrNotFound)
 	}
 	if err != nil {
 		return nil, err
@@ -191,23 +217,4 @@ func (r *Repository) recordOf(ctx context.Context, p *Point) (*pointRecord, erro
 		return p.rec, nil
 	}
 	return r.pointRecord(ctx, p.ID)
-}
-
-// Forget removes a restore point. Its blocks stay until Prune.
-func (r *Repository) Forget(ctx context.Context, id string) error {
-	if _, err := r.pointRecord(ctx, id); err != nil && !errors.Is(err, ErrDamaged) {
-		return err
-	}
-	why, err := r.checkRemovable(ctx, []string{id})
-	if err = cmp.Or(err, why[id]); err != nil {
-		return fmt.Errorf("forget point %s: %w", id, err)
-	}
-	if err := r.settlePending(ctx, id); err != nil {
-		return fmt.Errorf("forget point %s: %w", id, err)
-	}
-	if err := r.backend.Remove(ctx, pointName(id)); err != nil {
-		return fmt.Errorf("forget point %s: %w", id, err)
-	}
-	r.points.drop(id)
-	return nil
 }

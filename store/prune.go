@@ -97,11 +97,39 @@ func (r *Repository) prune(ctx context.Context, opts PruneOptions) (report *Prun
 	if err := r.aloneWithWriters(ctx, c.rec.Number); err != nil {
 		return nil, err
 	}
+	if !opts.DryRun {
+		if err := r.removeForgotten(ctx); err != nil {
+			return nil, err
+		}
+	}
 	needed, err := r.neededSegments(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return r.removeUnneeded(ctx, needed, opts)
+}
+
+// removeForgotten removes the forgotten points.
+func (r *Repository) removeForgotten(ctx context.Context) error {
+	stones, err := r.tombstones(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range stones {
+		why, err := r.checkRemovable(ctx, []string{s.id})
+		if err != nil {
+			return err
+		}
+		if why[s.id] != nil {
+			continue
+		}
+		for _, name := range []string{pointName(s.id), tombstoneName(s.id)} {
+			if err := r.backend.Remove(ctx, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // aloneWithWriters fails with ErrBusy while anybody else writes.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -65,13 +66,14 @@ func (r *Repository) resolvePrefix(ctx context.Context, prefix string) (*Point, 
 		if !strings.HasPrefix(id, lower) {
 			break
 		}
-		rec, err := r.readPoint(ctx, id)
+		rec, err := r.pointRecord(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			continue // a void, forgotten, or gone
+		}
 		if err != nil {
 			return nil, err
 		}
-		if !rec.Void {
-			found = append(found, rec.public())
-		}
+		found = append(found, rec.public())
 		if len(found) > maxCandidates {
 			break
 		}
