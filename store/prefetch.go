@@ -80,7 +80,7 @@ func (r *Repository) Prefetch(ctx context.Context, p *Point, t *Trace, opts Pref
 	err = f.run(ctx)
 	f.stats.Duration = r.clock().Sub(start)
 	if err != nil {
-		err = fmt.Errorf("prefetch of point %s: %w", p.ID, err)
+		err = fmt.Errorf("prefetch of point %s: %w", p.ID, damaged(err))
 	}
 	return f.stats, err
 }
@@ -95,9 +95,10 @@ type prefetcher struct {
 	seen  map[segment.Addr]struct{}
 	rooms sync.Pool // *[]byte
 
-	mu    sync.Mutex // guards what follows
+	room int64 // bytes of decoded blocks that memory may still take; the planner's
+
+	mu    sync.Mutex // guards stats
 	stats PrefetchStats
-	room  int64 // bytes of decoded blocks that the cache may still take
 }
 
 func newPrefetcher(r *Repository, rec *pointRecord, t *Trace, opts PrefetchOptions) *prefetcher {
@@ -138,7 +139,7 @@ func (f *prefetcher) run(ctx context.Context) error {
 			}
 			group.Go(func() error {
 				defer f.gate.leave()
-				return f.fetch(ctx, q.spans)
+				return f.fetch(ctx, q)
 			})
 		}
 		return nil
@@ -210,16 +211,19 @@ func (t *Trace) all(trees []*blockmap.Tree) func(yield func(tracedBlock) bool) {
 	}
 }
 
-// fetch makes one request and puts its blocks into memory while there is room.
-func (f *prefetcher) fetch(ctx context.Context, spans []segment.Span) error {
+// fetch makes one request and puts its blocks into memory if there is room.
+func (f *prefetcher) fetch(ctx context.Context, q prefetchRequest) error {
 	room := f.rooms.Get().(*[]byte)
 	defer f.rooms.Put(room)
-	batch, err := f.r.segments.Fetch(ctx, spans, *room)
+	batch, err := f.r.segments.Fetch(ctx, q.spans, *room)
 	if err != nil {
 		return f.judge(ctx, err)
 	}
 	*room = batch.Room()
 	f.count(func(s *PrefetchStats) { s.Requests++; s.Bytes += int64(len(*room)) })
+	if !q.memory {
+		return nil
+	}
 	select {
 	case f.cores <- struct{}{}:
 		defer func() { <-f.cores }()
@@ -233,9 +237,6 @@ func (f *prefetcher) decode(ctx context.Context, batch *segment.Batch) error {
 	block := f.r.fetch.blocks.Get().(*[]byte)
 	defer f.r.fetch.blocks.Put(block)
 	for i := range batch.Len() {
-		if !f.take(int64(f.r.blockSize)) {
-			return nil
-		}
 		n, err := batch.Open(i, *block)
 		if err != nil {
 			if err := f.judge(ctx, err); err != nil {
@@ -244,29 +245,10 @@ func (f *prefetcher) decode(ctx context.Context, batch *segment.Batch) error {
 			continue
 		}
 		f.r.fetch.put(batch.Addr(i), (*block)[:n])
+		f.count(func(s *PrefetchStats) { s.Decoded += int64(n) })
 		runtime.Gosched()
 	}
 	return nil
-}
-
-// take reserves room in memory, if there is any.
-func (f *prefetcher) take(n int64) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.room < n {
-		f.room = 0
-		return false
-	}
-	f.room -= n
-	f.stats.Decoded += n
-	return true
-}
-
-// wanted reports whether there is any use in reading more.
-func (f *prefetcher) wanted() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.room > 0 || f.r.keepsOnDisk()
 }
 
 func (f *prefetcher) count(change func(*PrefetchStats)) {
@@ -302,4 +284,4 @@ func (f *fetcher) inMemory(addr segment.Addr) bool {
 func (r *Repository) CacheBytes() int64 { return int64(r.cache.Stats().Slots) * segment.FrameSize }
 
 // keepsOnDisk reports whether what is read stays on local disk.
-func (r *Repository) keepsOnDisk() bool { return false }
+func (r *Repository) keepsOnDisk() bool { return r.near != nil && r.near.OnDisk() }

@@ -14,20 +14,40 @@ import (
 
 // prefetchRequest is blobs of one segment that are read with one request.
 type prefetchRequest struct {
-	spans []segment.Span
-	when  int // the first of its blocks was touched, in the window
+	spans  []segment.Span
+	when   int  // the first of its blocks was touched, in the window
+	memory bool // there is room for its blocks in memory
 }
 
 // plan turns a window into requests, in the order in which their first blocks
-// were touched.
+// were touched. What does not fit into memory is worth a request only if it
+// stays on local disk.
 func (f *prefetcher) plan(ctx context.Context, window []tracedBlock, largest int64) ([]prefetchRequest, error) {
-	if !f.wanted() {
+	if f.room < int64(f.r.blockSize) && !f.r.keepsOnDisk() {
 		return nil, errEnough
 	}
 	addrs, err := f.addresses(ctx, window)
 	if err != nil {
 		return nil, err
 	}
+	fit := int(min(int64(len(addrs)), f.room/int64(f.r.blockSize)))
+	f.room -= int64(fit) * int64(f.r.blockSize)
+	requests, err := f.locate(ctx, addrs[:fit], largest)
+	if err != nil {
+		return nil, err
+	}
+	for i := range requests {
+		requests[i].memory = true
+	}
+	if fit == len(addrs) || !f.r.keepsOnDisk() {
+		return requests, nil
+	}
+	rest, err := f.locate(ctx, addrs[fit:], largest)
+	return append(requests, rest...), err
+}
+
+// locate finds blocks in their segments and joins those that are close.
+func (f *prefetcher) locate(ctx context.Context, addrs []segment.Addr, largest int64) ([]prefetchRequest, error) {
 	touched := make(map[segment.Addr]int, len(addrs))
 	bySegment := map[uint64][]segment.Addr{}
 	for i, a := range addrs {

@@ -116,10 +116,9 @@ func (m *TracedImage) note(off int64, n int) {
 	}
 }
 
-// touch notes a block for the first time. Blocks of zeros cost nothing to read
-// and are left out; the leaf that says so is in memory, for it was just used.
+// touch notes a block for the first time. Blocks of zeros count too: in a later
+// point something may be there.
 func (m *TracedImage) touch(block int64) {
-	addr, known := m.blocks.LookupCached(block)
 	m.rec.mu.Lock()
 	defer m.rec.mu.Unlock()
 	if m.rec.left == 0 {
@@ -133,9 +132,7 @@ func (m *TracedImage) touch(block int64) {
 	if before := page[block%tracePageBlocks/64].Or(1 << (block % 64)); before&(1<<(block%64)) != 0 {
 		return // somebody was faster
 	}
-	if !known || addr.Stored() {
-		m.rec.add(m.key, block)
-	}
+	m.rec.add(m.key, block)
 }
 
 // add appends a touch. Caller holds mu.
