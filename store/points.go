@@ -16,7 +16,7 @@ import (
 const pointPrefix = "points/"
 
 // pointReaders is how many point objects are read at the same time.
-const pointReaders = 16
+const pointReaders = 32
 
 func pointName(id string) string { return pointPrefix + id }
 
@@ -121,7 +121,7 @@ func (r *Repository) readPoints(ctx context.Context, ids []string, bad func(id s
 			continue
 		}
 		group.Go(func() error {
-			rec, err := r.readPoint(ctx, id)
+			rec, err := r.readListedPoint(ctx, id)
 			switch {
 			case err == nil && !rec.Void:
 				recs[i] = rec

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/bits"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"lifeboat/store/backend"
+	"lifeboat/store/internal/blockcache"
 	"lifeboat/store/internal/blockmap"
 	"lifeboat/store/internal/framecache"
 	"lifeboat/store/internal/keyring"
@@ -24,6 +26,11 @@ type Repository struct {
 	blockSize int
 	shift     uint // log2 of blockSize
 
+	// reads is backend or, where that is slow, a cache over it (near, else nil)
+	// for the objects that never change. Whoever wants the truth about what is
+	// stored, such as Verify, uses backend.
+	reads    backend.Backend
+	near     *blockcache.Cache
 	segments *segment.Reader
 	maps     *blockmap.Reader
 	cache    *framecache.Cache
@@ -98,7 +105,8 @@ func newRepository(b backend.Backend, ring *keyring.Repo, opts Options) (*Reposi
 	r.cache = cache
 	// What is read ahead must not wash itself out before it is used.
 	r.aheadMax = min(4<<20, cacheBytes/32)
-	r.segments = segment.NewReader(b, r.keys, segment.ReaderOptions{Logger: r.log})
+	r.openNear(opts)
+	r.segments = segment.NewReader(r.reads, r.keys, segment.ReaderOptions{Logger: r.log})
 	r.maps = blockmap.NewReader(r.segments, blockmap.ReaderOptions{})
 	r.fetch = newFetcher(r.segments, r.cache, r.blockSize)
 	return r, nil
@@ -110,6 +118,9 @@ func (r *Repository) Close() error {
 	err := r.segments.Close()
 	if err2 := r.cache.Close(); err == nil {
 		err = err2
+	}
+	if r.near != nil {
+		err = errors.Join(err, r.near.Close())
 	}
 	return err
 }

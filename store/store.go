@@ -66,6 +66,11 @@ type Options struct {
 	// CacheBytes bounds the cache of decoded frames shared by all images; 0
 	// means DefaultCacheBytes.
 	CacheBytes int64
+	// DiskCache keeps what was read on local disk; the zero value does not.
+	DiskCache DiskCache
+	// Remote says that every request to the backend takes milliseconds: readers
+	// then make few large ones, many at the same time. DiskCache implies it.
+	Remote bool
 	// Logger hears of what was repaired or skipped; nil means slog.Default.
 	Logger *slog.Logger
 	// Lease is how long others respect a claim of a writer here after its last
@@ -78,6 +83,17 @@ type Options struct {
 	// Clock tells the time of restore points that have none; nil means
 	// time.Now.
 	Clock func() time.Time
+}
+
+// DiskCache is a cache of a repository's objects on local disk. It holds them as
+// they are in the repository, sealed; what it gives is checked, so that its
+// files may be damaged or removed at any time, also while they are in use. Of
+// several processes that use it, one adds to it and the others read.
+type DiskCache struct {
+	// Dir is a directory, shared by repositories: each makes its own in it.
+	Dir string
+	// Bytes bounds what is kept of each repository; 0 means no cache on disk.
+	Bytes int64
 }
 
 // DefaultLease is how long a writer on another host is respected after its last
