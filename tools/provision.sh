@@ -49,6 +49,10 @@ what() {
 			nfs-ganesha: the NFS server to compare with
 			nfs-ganesha-vfs: its access to files
 			rpcbind: the port mapper that it needs
+			restic: backups to compare with
+			borgbackup: backups to compare with
+			python3-llfuse: borg mount
+			fuse3: fusermount, for restic mount
 		LIST
 		;;
 	*)

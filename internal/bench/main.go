@@ -1,7 +1,7 @@
 // Command bench measures Lifeboat against named peers from Debian's packages:
 // what docs/performance.md says, it says on your machine.
 //
-//	go run ./internal/bench [-only nfs,write,store,ingest,open,boot,memory] [-rounds N] [-seconds S] [-json FILE]
+//	go run ./internal/bench [-only nfs,write,…] (-help lists the sections) [-rounds N] [-seconds S] [-json FILE]
 //
 // A machine's speed drifts while one looks: neighbours, turbo, the page cache.
 // So nothing is compared with a number from another day. Ours and the peer are
@@ -57,6 +57,11 @@ func sections() []section {
 		{"nfs", "NFS reads and attributes against nfs-ganesha", (*bench).nfsReads},
 		{"write", "NFS durable writes against nfs-ganesha", (*bench).nfsWrites},
 		{"ingest", "backup against qemu-img convert -c", (*bench).ingest},
+		{"backup", "first backup against restic and borg", (*bench).backup},
+		{"incremental", "second backup after 1 % of the blocks changed against restic and borg", (*bench).incremental},
+		{"changed", "second backup with known changes, of a huge and a small disk", (*bench).changed},
+		{"random", "random reads of a restore point against restic mount and borg mount", (*bench).random},
+		{"restore", "full restore against restic and borg", (*bench).restore},
 		{"store", "reads of the repository against qemu-nbd and pread", (*bench).store},
 		{"open", "publish of a huge and a small point", (*bench).open},
 		{"boot", "boot from the backup against the raw file", (*bench).boot},
@@ -131,18 +136,27 @@ func (o options) wants(names ...string) bool {
 	return slices.ContainsFunc(names, func(n string) bool { return slices.Contains(o.only, n) })
 }
 
+// programs are those that must be installed.
+func (o options) programs() []string {
+	list := []string{o.binary, "ganesha.nfsd", "rpcbind", "qemu-nbd", "qemu-img", "qemu-io", "qemu-system-x86_64", "gcc"}
+	if o.wants("backup", "incremental", "random", "restore") {
+		list = append(list, "restic", "borg", "fusermount")
+	}
+	return list
+}
+
 // outside prepares what needs the real network and starts the program again in
 // namespaces of its own.
 func outside(ctx context.Context, opt options, stdout, stderr io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("nfs-ganesha opens files by handle, which only root may do: run as root")
 	}
-	for _, need := range []string{opt.binary, "ganesha.nfsd", "rpcbind", "qemu-nbd", "qemu-img", "qemu-system-x86_64", "gcc"} {
+	for _, need := range opt.programs() {
 		if _, err := exec.LookPath(need); err != nil {
 			return fmt.Errorf("%w: run make bench, which builds and installs what is missing", err)
 		}
 	}
-	if opt.wants("boot", "memory", "ingest", "store") {
+	if opt.wants("boot", "memory", "ingest", "store", "backup", "incremental", "changed", "restore") {
 		if _, err := guestDisk(ctx, stderr); err != nil {
 			return err
 		}
