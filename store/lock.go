@@ -158,10 +158,20 @@ func (r *Repository) longestWindow(ctx context.Context) (int64, error) {
 // nothing must be removed. A point without an object is protected by nothing
 // but its pin.
 func (r *Repository) checkRemovable(ctx context.Context, ids []string) (map[string]error, error) {
+	return r.protected(ctx, ids, r.observeTime)
+}
+
+// Protected says of each point, by its ID, why Forget would refuse to remove it
+// now, if that is so: a *ProtectedError. It writes nothing.
+func (r *Repository) Protected(ctx context.Context, ids []string) (map[string]error, error) {
+	return r.protected(ctx, ids, r.repositoryTime)
+}
+
+func (r *Repository) protected(ctx context.Context, ids []string, clock func(context.Context) (repoTime, error)) (map[string]error, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	g := guard{r: r}
+	g := guard{r: r, clock: clock}
 	if err := g.load(ctx); err != nil {
 		return nil, fmt.Errorf("see what must not be removed: %w", err)
 	}
@@ -180,7 +190,7 @@ func (r *Repository) checkRemovable(ctx context.Context, ids []string) (map[stri
 
 // checkAppendOnly fails with ErrAppendOnly while that mode is in force.
 func (r *Repository) checkAppendOnly(ctx context.Context) error {
-	g := guard{r: r}
+	g := guard{r: r, clock: r.observeTime}
 	if err := g.load(ctx); err != nil {
 		return err
 	}
@@ -196,6 +206,7 @@ func (r *Repository) checkAppendOnly(ctx context.Context) error {
 // guard judges points.
 type guard struct {
 	r          *Repository
+	clock      func(context.Context) (repoTime, error)
 	setting    immutabilityRecord
 	appendOnly bool
 	ends       time.Time // of append-only mode
@@ -227,7 +238,7 @@ func (g *guard) load(ctx context.Context) (err error) {
 // time asks the repository's clock once.
 func (g *guard) time(ctx context.Context) (repoTime, error) {
 	if g.now == nil {
-		now, err := g.r.observeTime(ctx)
+		now, err := g.clock(ctx)
 		if err != nil {
 			return now, err
 		}
@@ -265,7 +276,10 @@ func (g *guard) protects(ctx context.Context, id string) (why, err error) {
 // setting, from when its object was written by the backend's clock, and neither
 // the repository's clock nor the host's may say that it is not over.
 func (g *guard) lockEnd(ctx context.Context, id string) (int64, error) {
-	rec, err := g.r.readPoint(ctx, id)
+	rec, err := g.r.points.get(id), error(nil)
+	if rec == nil {
+		rec, err = g.r.readPoint(ctx, id)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return 0, nil

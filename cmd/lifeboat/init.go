@@ -16,6 +16,7 @@ func (p *program) initCommand() *cli.Command {
 		ArgsUsage: " ",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "block-size", Usage: "unit of deduplication in `KiB`: 64, 128 or 256", Value: store.DefaultBlockSize >> 10},
+			&cli.StringFlag{Name: "immutable", Usage: "no restore point can be removed for that long after it was made, a `WINDOW` such as 14d"},
 		},
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 0, 0); err != nil {
@@ -28,6 +29,10 @@ func (p *program) initCommand() *cli.Command {
 			if kib != 64 && kib != 128 && kib != 256 {
 				return fmt.Errorf("%w: --block-size %d: use 64, 128 or 256 (KiB)", appliance.ErrUsage, kib)
 			}
+			window, err := parseWindow(c.String("immutable"))
+			if err != nil && c.IsSet("immutable") {
+				return err
+			}
 			pw, err := p.password(true)
 			if err != nil {
 				return err
@@ -36,6 +41,11 @@ func (p *program) initCommand() *cli.Command {
 				return err
 			}
 			return p.withRepo(c.Context, func(repo *store.Repository) error {
+				if window > 0 {
+					if err := repo.SetWindow(c.Context, window); err != nil {
+						return fmt.Errorf("the repository is made, without immutability: %w", err)
+					}
+				}
 				if p.json {
 					return p.printJSON(map[string]any{"repository": p.config.Repo, "id": repo.ID(), "block_size": repo.BlockSize()})
 				}

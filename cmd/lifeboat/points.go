@@ -40,18 +40,44 @@ func (p *program) listPoints(c *cli.Context, repo *store.Repository) error {
 	if vm := c.Args().First(); vm != "" && len(points) == 0 {
 		return fmt.Errorf("VM %q: %w: it has no restore points here", vm, appliance.ErrNotFound)
 	}
-	if p.json {
-		return p.printJSON(points)
+	kept, err := repo.Protections(c.Context, points)
+	if err != nil {
+		return err
 	}
-	return p.table("ID\tVM\tTIME\tCONSISTENCY\tDISKS\tSIZE\tSTORED", func(line func(string, ...any)) {
+	if p.json {
+		docs := make([]pointDoc, len(points))
+		for i, pt := range points {
+			docs[i] = pointDoc{pt, kept[pt.ID]}
+		}
+		return p.printJSON(docs)
+	}
+	return p.table("ID\tVM\tTIME\tCONSISTENCY\tDISKS\tSIZE\tSTORED\tKEPT", func(line func(string, ...any)) {
 		for _, pt := range points {
 			var total int64
 			for _, d := range pt.Disks {
 				total += d.Size
 			}
-			line("%s\t%s\t%s\t%s\t%d\t%s\t%s", pt.ID, pt.VM, localTime(pt.Time), pt.Consistency, len(pt.Disks), size(total), size(pt.StoredBytes))
+			line("%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s", pt.ID, pt.VM, localTime(pt.Time), pt.Consistency, len(pt.Disks), size(total), size(pt.StoredBytes), keptBy(kept[pt.ID]))
 		}
 	})
+}
+
+// pointDoc is the JSON of a restore point: the point, and what keeps it.
+type pointDoc struct {
+	*store.Point
+	store.Protection
+}
+
+// keptBy says in words what keeps a point.
+func keptBy(kept store.Protection) string {
+	var why []string
+	if kept.Pin != nil {
+		why = append(why, "pinned")
+	}
+	if !kept.LockedUntil.IsZero() {
+		why = append(why, "immutable until "+localTime(kept.LockedUntil))
+	}
+	return strings.Join(why, ", ")
 }
 
 func localTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
@@ -59,14 +85,21 @@ func localTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:0
 func (p *program) showCommand() *cli.Command {
 	return &cli.Command{
 		Name: "show", Usage: "show one restore point", ArgsUsage: "POINT", Description: pointHelp,
-		Action: p.withPoints(1, 1, func(_ *cli.Context, _ *store.Repository, pts []*store.Point) error {
+		Action: p.withPoints(1, 1, func(c *cli.Context, repo *store.Repository, pts []*store.Point) error {
 			pt := pts[0]
+			kept, err := repo.Protections(c.Context, pts)
+			if err != nil {
+				return err
+			}
 			if p.json {
-				return p.printJSON(pt)
+				return p.printJSON(pointDoc{pt, kept[pt.ID]})
 			}
 			fmt.Fprintf(p.stdout, "Point        %s\nVM           %s\nTime         %s\nConsistency  %s\n", pt.ID, pt.VM, localTime(pt.Time), pt.Consistency)
 			if pt.Parent != "" {
 				fmt.Fprintf(p.stdout, "Follows      %s\n", pt.Parent)
+			}
+			if why := keptBy(kept[pt.ID]); why != "" {
+				fmt.Fprintf(p.stdout, "Kept         %s\n", why)
 			}
 			fmt.Fprintf(p.stdout, "Read         %s\nNew          %s\nStored       %s\n\n", size(pt.ReadBytes), size(pt.NewBytes), size(pt.StoredBytes))
 			return p.table("DISK\tKEY\tLABEL\tSIZE\tUSED", func(line func(string, ...any)) {
@@ -108,41 +141,6 @@ func (p *program) diffCommand() *cli.Command {
 			})
 		}),
 	}
-}
-
-func (p *program) forgetCommand() *cli.Command {
-	return &cli.Command{
-		Name: "forget", Usage: "remove restore points (their blocks stay until prune)", ArgsUsage: "POINT…", Description: pointHelp,
-		Action: p.withPoints(1, -1, func(c *cli.Context, repo *store.Repository, pts []*store.Point) error {
-			if err := p.notInUse(pts); err != nil {
-				return err
-			}
-			gone := []string{}
-			for _, pt := range pts {
-				if err := repo.Forget(c.Context, pt.ID); err != nil {
-					if len(gone) > 0 {
-						err = fmt.Errorf("%w (removed before it: %s)", err, strings.Join(gone, " "))
-					}
-					return err
-				}
-				gone = append(gone, pt.ID)
-			}
-			if p.json {
-				return p.printJSON(map[string]any{"forgotten": gone})
-			}
-			fmt.Fprintf(p.stdout, "Forgotten: %s\n", strings.Join(gone, " "))
-			return nil
-		}),
-	}
-}
-
-// notInUse refuses to forget a point that a session of this appliance needs.
-func (p *program) notInUse(pts []*store.Point) error {
-	st, err := appliance.OpenState(p.config.State)
-	if err != nil {
-		return err
-	}
-	return appliance.PointsNotInUse(st, pts)
 }
 
 // withPoints is the frame of commands whose arguments are restore points.
