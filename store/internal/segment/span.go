@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 )
 
@@ -37,7 +38,7 @@ func (r *Reader) Locate(ctx context.Context, addrs []Addr) ([]Span, error) {
 	for _, addr := range addrs {
 		e, err := r.entry(h.object, addr)
 		if err != nil {
-			if first == nil {
+			if err = r.moved(addr, err); first == nil {
 				first = err
 			}
 			continue
@@ -54,6 +55,16 @@ const maxFetch = 16 << 20
 
 // ErrMoved: the segment was compacted since its blobs were located.
 var ErrMoved = errors.New("the segment was compacted meanwhile")
+
+// moved tells an object that went away from damage: it was compacted. The next
+// one who asks finds its next generation.
+func (r *Reader) moved(addr Addr, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) {
+		return err
+	}
+	r.Forget(addr.Segment())
+	return fmt.Errorf("%w: %w", ErrMoved, err)
+}
 
 // Batch is the sealed bytes of blobs of one segment, read with one I/O.
 type Batch struct {
@@ -91,7 +102,7 @@ func (r *Reader) Fetch(ctx context.Context, spans []Span, room []byte) (*Batch, 
 	room = slices.Grow(room[:0], size)[:size]
 	if size > 0 {
 		if err := h.read(room, start); err != nil {
-			return nil, concerning(spans[0].Addr, err)
+			return nil, r.moved(spans[0].Addr, concerning(spans[0].Addr, err))
 		}
 	}
 	return &Batch{r: r, o: h.object, spans: spans, start: start, sealed: room}, nil
