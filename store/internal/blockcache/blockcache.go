@@ -123,9 +123,10 @@ type Cache struct {
 
 // flight is a chunk on its way. data and err are set before done is closed.
 type flight struct {
-	done chan struct{}
-	data []byte
-	err  error
+	done   chan struct{}
+	wanted bool // by a reader, not only ahead; guarded by Cache.mu
+	data   []byte
+	err    error
 }
 
 // New returns a cache over b. Where Dir cannot be used the cache does without

@@ -40,6 +40,7 @@ type diskTier struct {
 	hand    int
 	puts    int
 	failed  bool // a write failed: nothing more is stored
+	gone    bool // the files were removed: they are to take no space
 }
 
 const (
@@ -183,8 +184,9 @@ func (d *diskTier) put(h *blake3.Hasher, id chunkID, ch chunk) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.heat[slot] = 0
-	if d.puts++; err == nil && d.puts%removedEvery == 0 && d.removed() {
-		// Their space is free only when we let go of it.
+	if d.puts++; err == nil && (d.gone || d.puts%removedEvery == 0 && d.removed()) {
+		// Their space is free only when we let go of it, whoever still writes.
+		d.gone = true
 		err = errors.Join(errRemoved, d.data.Truncate(0), d.index.Truncate(0))
 	}
 	if err != nil {
@@ -197,7 +199,7 @@ func (d *diskTier) put(h *blake3.Hasher, id chunkID, ch chunk) bool {
 }
 
 // removedEvery is after how many chunks put checks that the files are there.
-const removedEvery = 256
+const removedEvery = 64
 
 var errRemoved = errors.New("the files were removed")
 

@@ -101,6 +101,7 @@ func (c *Cache) depart(o *object, numbers []int64, ahead bool) ([]*flight, error
 	for i, n := range numbers {
 		id := o.id(n)
 		if f, ok := c.flights[id]; ok {
+			f.wanted = f.wanted || !ahead
 			flights[i] = f
 			continue
 		}
@@ -108,7 +109,7 @@ func (c *Cache) depart(o *object, numbers []int64, ahead bool) ([]*flight, error
 			flights[i] = landed(ch.data)
 			continue
 		}
-		f := &flight{done: make(chan struct{})}
+		f := &flight{done: make(chan struct{}), wanted: !ahead}
 		flights[i], c.flights[id] = f, f
 		if k := len(to) - 1; k >= 0 && to[k] == i && numbers[i-1] == n-1 && (i-from[k])*ChunkSize < maxRequest {
 			to[k] = i + 1
@@ -118,7 +119,7 @@ func (c *Cache) depart(o *object, numbers []int64, ahead bool) ([]*flight, error
 	}
 	for k := range from {
 		run, mine := numbers[from[k]:to[k]], flights[from[k]:to[k]]
-		c.running.Go(func() { c.fly(o, run[0], mine, ahead) })
+		c.running.Go(func() { c.fly(o, run[0], mine) })
 	}
 	c.mu.Unlock()
 	return flights, nil
@@ -131,7 +132,7 @@ func landed(data []byte) *flight {
 }
 
 // fly makes one request for adjacent chunks, of which the first is number n.
-func (c *Cache) fly(o *object, n int64, flights []*flight, ahead bool) {
+func (c *Cache) fly(o *object, n int64, flights []*flight) {
 	start := n * ChunkSize
 	buf := make([]byte, min(int64(len(flights))*ChunkSize, o.size-start))
 	got, err := c.request(o, buf, start)
@@ -141,7 +142,7 @@ func (c *Cache) fly(o *object, n int64, flights []*flight, ahead bool) {
 		from, to := min(i*ChunkSize, len(buf)), min((i+1)*ChunkSize, len(buf))
 		if to <= got {
 			f.data = buf[from:to:to]
-			c.memory.insert(&memoryChunk{chunk: chunk{f.data, o.size}, id: id, ahead: ahead})
+			c.memory.insert(&memoryChunk{chunk: chunk{f.data, o.size}, id: id, ahead: !f.wanted})
 		} else {
 			f.err = err
 		}
