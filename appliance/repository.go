@@ -8,38 +8,59 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"strings"
 	"syscall"
 
 	"lifeboat/internal/vfs"
 	"lifeboat/store"
 	"lifeboat/store/backend"
+	"lifeboat/store/backend/s3"
 )
 
 // OpenBackend returns the storage that a repository URL names: a path of a
-// directory.
-func OpenBackend(url string) (backend.Backend, error) {
+// directory, or s3://bucket/prefix?endpoint=http://host:port&region=…. A nil
+// logger is slog.Default.
+func OpenBackend(ctx context.Context, url string, log *slog.Logger) (backend.Backend, error) {
 	if url == "" {
 		return nil, fmt.Errorf("%w: no repository named: use --repo or LIFEBOAT_REPO", ErrUsage)
 	}
+	if log == nil {
+		log = slog.Default()
+	}
+	if strings.HasPrefix(url, s3.Scheme) {
+		b, err := s3.Open(ctx, url, s3.Options{Logger: log})
+		if errors.Is(err, s3.ErrURL) {
+			return nil, fmt.Errorf("%w: repository: %w", ErrUsage, err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("repository %s: %w", url, err)
+		}
+		return b, nil
+	}
 	if scheme, _, ok := strings.Cut(url, "://"); ok {
-		return nil, fmt.Errorf("%w: repository %q: %s:// is not supported by this version; name a directory", ErrUsage, url, scheme)
+		return nil, fmt.Errorf("%w: repository %q: %s:// is not known; name a directory, or s3://BUCKET/PREFIX", ErrUsage, url, scheme)
 	}
 	return backend.NewDir(vfs.OS(), url)
 }
 
 // InitRepository makes a new repository.
 func InitRepository(ctx context.Context, url string, password []byte, opts store.InitOptions) error {
-	b, err := OpenBackend(url)
+	b, err := OpenBackend(ctx, url, nil)
 	if err != nil {
 		return err
+	}
+	if p, ok := backend.As[backend.Prober](b); ok {
+		if _, err := p.ProbeExclusive(ctx); err != nil { // it warns by itself where it does not hold
+			return fmt.Errorf("repository %s: %w", url, err)
+		}
 	}
 	return store.Init(ctx, b, password, opts)
 }
 
 // RestoreHeader writes a repository's header anew when it is lost or damaged.
 func RestoreHeader(ctx context.Context, url string, password []byte) error {
-	b, err := OpenBackend(url)
+	b, err := OpenBackend(ctx, url, nil)
 	if err != nil {
 		return err
 	}
@@ -48,7 +69,7 @@ func RestoreHeader(ctx context.Context, url string, password []byte) error {
 
 // OpenRepository opens an existing repository.
 func OpenRepository(ctx context.Context, url string, password []byte, opts store.Options) (*store.Repository, error) {
-	b, err := OpenBackend(url)
+	b, err := OpenBackend(ctx, url, opts.Logger)
 	if err != nil {
 		return nil, err
 	}

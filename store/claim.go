@@ -146,6 +146,9 @@ type claim struct {
 func (r *Repository) takeClaim(ctx context.Context, kind claimKind) (*claim, error) {
 	host, _ := os.Hostname() // only for people
 	me := owner{Host: host, Process: r.proc.Self(), Nonce: randomHex(8)}
+	if _, err := r.exclusiveBackend(ctx); err != nil {
+		return nil, fmt.Errorf("take a claim: %w", err)
+	}
 	for {
 		claims, err := r.listClaims(ctx)
 		if err != nil {
@@ -164,6 +167,12 @@ func (r *Repository) takeClaim(ctx context.Context, kind claimKind) (*claim, err
 		err = r.putClaim(ctx, c.rec, backend.Exclusive)
 		if errors.Is(err, fs.ErrExist) {
 			continue // somebody else was faster; each time somebody gets one
+		}
+		if err == nil {
+			err = r.checkAlone(ctx, c)
+			if err != nil {
+				err = errors.Join(err, c.close(context.WithoutCancel(ctx)))
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("take a claim: %w", err)

@@ -46,6 +46,8 @@ type Repository struct {
 	proc  backend.Processes
 	host  hostClock // what this host knows of time; see clockledger.go
 	log   *slog.Logger
+
+	exclusive exclusiveProbe // whether the backend keeps two writers apart
 }
 
 // Init makes a new repository on b, which must hold none (ErrExists). The
