@@ -27,7 +27,7 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"mkdisk": mkdisk, "scribble": scribble, "flip": flip, "json": jsonField, "same": same, "patch": patch, "size": sizeIs, "code": exitCodeIs,
+			"mkdisk": mkdisk, "scribble": scribble, "flip": flip, "json": jsonField, "same": same, "patch": patch, "size": sizeIs, "code": exitCodeIs, "mkrepo": mkrepo,
 			"background": background, "stop": stop, "crash": crash, "nfs": nfs,
 		},
 	})
