@@ -27,7 +27,7 @@ test: ## every test, the real boot included
 	$(MAKE) --no-print-directory build
 	tools/run-tests.sh ./...
 
-race: ## the tests under the race detector
+race: $(TOOLS)/versitygw ## the tests under the race detector
 	tools/provision.sh test
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./...
 
@@ -45,17 +45,17 @@ FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME each (default 30s)
 	tools/run-fuzz.sh $(FUZZTIME)
 
-bench: ## speed against named peers, measured in the same run
+bench: $(TOOLS)/versitygw ## speed against named peers, measured in the same run
 	tools/provision.sh bench
 	$(MAKE) --no-print-directory build
 	$(GO) run ./internal/bench
 
-crash: ## hundreds of kill -9 and power cuts (CRASH_RUNS, default 200)
+crash: $(TOOLS)/versitygw ## hundreds of kill -9 and power cuts (CRASH_RUNS, default 200)
 	tools/provision.sh test
 	$(MAKE) --no-print-directory build
 	LIFEBOAT_CRASH_RUNS=$${CRASH_RUNS:-200} $(GO) test -count=1 -timeout 3h -run 'Crash|Kill|PowerLoss' ./...
 
-e2e: ## only the tests that boot machines
+e2e: $(TOOLS)/versitygw ## only the tests that boot machines
 	tools/provision.sh test
 	$(MAKE) --no-print-directory build
 	$(GO) test -count=1 -timeout 30m -run 'Boot|KernelClient|EndToEnd|Script' ./cmd/... ./nfsserver/... ./internal/...
@@ -71,3 +71,5 @@ $(TOOLS)/gotestsum: tools/test/go.sum
 	cd tools/test && $(GO) build -o ../../$@ gotest.tools/gotestsum
 $(TOOLS)/golangci-lint: tools/lint/go.sum
 	cd tools/lint && $(GO) build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+$(TOOLS)/versitygw: tools/s3/go.sum
+	cd tools/s3 && $(GO) build -o ../../$@ github.com/versity/versitygw/cmd/versitygw

@@ -4,6 +4,6 @@
 # left out silently.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-make --no-print-directory bin/tools/gotestsum
+make --no-print-directory bin/tools/gotestsum bin/tools/versitygw
 exec bin/tools/gotestsum --format pkgname -- \
 	-count=1 -timeout 30m "$@"
