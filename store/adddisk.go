@@ -69,7 +69,8 @@ type diskPipe struct {
 // the parent's if there is one. So it is, too, after a change of size, when what
 // reports changed areas is not to be trusted (VMware KB 2090639), and while there
 // is a restore point that can't be read: perhaps it is the VM's last, and what
-// changed is meant against that one. changed may be unsorted and overlap; areas outside src match
+// changed is meant against that one. Blocks of the parent that were lost (see
+// Repair) are read in any case. changed may be unsorted and overlap; areas outside src match
 // ErrChangedList. Empty but not nil means that nothing changed.
 //
 // A source that ends early matches disk.ErrChanged, one that fails its own
@@ -85,7 +86,12 @@ func (w *PointWriter) AddDisk(ctx context.Context, spec DiskSpec, src disk.Image
 	}
 	ctx, stop := w.in.bind(ctx)
 	defer stop()
-	rec, err := w.addDisk(ctx, spec, src, changed, progress)
+	rec, err := w.addDisk(ctx, spec, src, w.parent, changed, progress)
+	if err != nil && w.parentDamaged(ctx, spec.Key, err) {
+		w.in.r.log.Warn("the map of the disk in the point before is damaged: the disk is read whole; verify the repository",
+			"vm", w.rec.VM, "disk", spec.Key, "point", w.parent.ID, "error", err)
+		rec, err = w.addDisk(ctx, spec, src, nil, changed, progress)
+	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", what, err)
 	}
@@ -93,11 +99,11 @@ func (w *PointWriter) AddDisk(ctx context.Context, spec DiskSpec, src disk.Image
 	return err
 }
 
-func (w *PointWriter) addDisk(ctx context.Context, spec DiskSpec, src disk.Image, changed []disk.Extent, progress func(Progress)) (diskRecord, error) {
+func (w *PointWriter) addDisk(ctx context.Context, spec DiskSpec, src disk.Image, parentPoint *pointRecord, changed []disk.Extent, progress func(Progress)) (diskRecord, error) {
 	d := &diskPipe{w: w, in: w.in, src: src, size: src.Size(), tell: progress, queue: make(chan *chunk, w.in.pool.perDisk)}
 	d.ctx, d.cancel = context.WithCancelCause(ctx)
 	defer d.cancel(nil)
-	parent, err := d.prepare(spec.Key, changed)
+	parent, err := d.prepare(parentPoint, spec.Key, changed)
 	if err != nil {
 		return diskRecord{}, err
 	}
@@ -118,20 +124,14 @@ func (w *PointWriter) addDisk(ctx context.Context, spec DiskSpec, src disk.Image
 }
 
 // prepare finds the parent's disk and what of the source has to be looked at.
-func (d *diskPipe) prepare(key int, changed []disk.Extent) (parent blockmap.Tree, err error) {
+func (d *diskPipe) prepare(parentPoint *pointRecord, key int, changed []disk.Extent) (parent blockmap.Tree, err error) {
 	shift := d.in.r.shift
 	runs, err := changedRuns(changed, d.size, shift)
 	if err != nil {
 		return parent, err
 	}
 	d.regions = []blockRun{{count: blocksOf(d.size, d.in.r.blockSize)}}
-	if d.w.parent != nil {
-		for _, p := range d.w.parent.Disks {
-			if p.Key == key {
-				parent = p.tree(d.in.r.blockSize)
-			}
-		}
-	}
+	parent = parentPoint.disk(key, d.in.r.blockSize)
 	if parent.BlockSize != 0 {
 		if d.parent, err = d.in.r.maps.Open(parent); err != nil {
 			return parent, damaged(err)
@@ -144,7 +144,9 @@ func (d *diskPipe) prepare(key int, changed []disk.Extent) (parent blockmap.Tree
 			}
 		}
 		if trust {
-			d.regions = runs
+			if d.regions, err = d.withLost(parent, changed, runs); err != nil {
+				return parent, damaged(err)
+			}
 		}
 	}
 	for run, err := range plan(d.ctx, d.src, d.regions, shift) {

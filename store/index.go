@@ -21,15 +21,24 @@ type blobIndex struct {
 	index *dedupe.Index
 
 	mu    sync.Mutex
-	known map[uint64]bool // segment number: is there
+	known map[uint64]segmentState
 }
+
+// segmentState is what is known of a segment that the index names.
+type segmentState int
+
+const (
+	segmentBad   segmentState = iota + 1
+	segmentWhole              // as its writer wrote it: what the index says holds
+	segmentLater              // of a later generation: slots may be gone or lost
+)
 
 func (r *Repository) openIndex(ctx context.Context) (*blobIndex, error) {
 	index, err := dedupe.Open(ctx, r.backend, r.keys, dedupe.Options{Logger: r.log, Now: r.clock})
 	if err != nil {
 		return nil, err
 	}
-	return &blobIndex{r: r, index: index, known: make(map[uint64]bool)}, nil
+	return &blobIndex{r: r, index: index, known: make(map[uint64]segmentState)}, nil
 }
 
 // lookup finds a blob that was stored before.
@@ -65,24 +74,31 @@ func (x *blobIndex) publish(ctx context.Context, pending map[segment.Identity]se
 func (x *blobIndex) close() error { return x.index.Close() }
 
 // trusted reports whether the segment of addr is there and has id at that
-// place. It is asked once per segment.
+// place. It is asked once per segment, and for every slot of one that was
+// compacted or mended.
 func (x *blobIndex) trusted(ctx context.Context, addr segment.Addr, id segment.Identity) bool {
 	x.mu.Lock()
-	good, asked := x.known[addr.Segment()]
+	state := x.known[addr.Segment()]
 	x.mu.Unlock()
-	if asked {
-		return good
+	if state == segmentBad || state == segmentWhole {
+		return state == segmentWhole
 	}
-	got, err := x.r.segments.Identity(ctx, addr)
+	slot, err := x.r.segments.Stat(ctx, addr)
 	if err != nil && ctx.Err() != nil {
 		return false
 	}
-	good = err == nil && got == id
-	if !good {
+	good := err == nil && slot.Identity == id && slot.Lost == 0
+	switch {
+	case err == nil && slot.Generation > 0, errors.Is(err, segment.ErrRemoved):
+		state = segmentLater
+	case good:
+		state = segmentWhole
+	default:
+		state = segmentBad
 		x.r.log.Warn("the dedupe index names a block that is not there: it is stored again", "address", addr, "error", err)
 	}
 	x.mu.Lock()
-	x.known[addr.Segment()] = good
+	x.known[addr.Segment()] = state
 	x.mu.Unlock()
 	return good
 }

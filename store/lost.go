@@ -9,7 +9,9 @@ import (
 	"maps"
 	"slices"
 
+	"lifeboat/disk"
 	"lifeboat/store/backend"
+	"lifeboat/store/internal/blockmap"
 	"lifeboat/store/internal/segment"
 )
 
@@ -99,6 +101,56 @@ func (r *Repository) putLostSlots(ctx context.Context, lost map[uint64][]int) er
 		return err
 	}
 	return r.putSealed(ctx, lostName, data, backend.Replace)
+}
+
+// withLost adds to the runs of changed blocks those that were lost in the parent:
+// they are read and stored again, whether they changed or not.
+func (d *diskPipe) withLost(parent blockmap.Tree, changed []disk.Extent, runs []blockRun) ([]blockRun, error) {
+	marked, err := d.in.r.lostSlots(d.ctx)
+	if err != nil || len(marked) == 0 {
+		return runs, err
+	}
+	lost, shift, again := lostAddrs(marked), d.in.r.shift, slices.Clone(changed)
+	for run, err := range d.in.r.maps.Walk(d.ctx, parent, 0, d.parentBlocks) {
+		if err != nil {
+			return nil, err
+		}
+		for i := range run.Count {
+			if run.Addr == segment.Unreadable || lost.has(run.Addr+segment.Addr(i)) {
+				off := (run.Block + i) << shift
+				again = append(again, disk.Extent{Offset: off, Length: min(1<<shift, d.size-off)})
+			}
+		}
+	}
+	return changedRuns(again, d.size, shift)
+}
+
+// parentDamaged reports whether an error of adding a disk is down to the map of
+// the disk in the parent.
+func (w *PointWriter) parentDamaged(ctx context.Context, key int, err error) bool {
+	t := w.parent.disk(key, w.in.r.blockSize)
+	if !errors.Is(damaged(err), ErrDamaged) || t.BlockSize == 0 {
+		return false
+	}
+	for _, err := range w.in.r.maps.Walk(ctx, t, 0, t.Blocks()) {
+		if err != nil {
+			return errors.Is(err, segment.ErrDamaged)
+		}
+	}
+	return false
+}
+
+// disk is the map of the disk with a key, the zero Tree where there is none. The
+// point may be nil.
+func (rec *pointRecord) disk(key, blockSize int) blockmap.Tree {
+	if rec != nil {
+		for _, d := range rec.Disks {
+			if d.Key == key {
+				return d.tree(blockSize)
+			}
+		}
+	}
+	return blockmap.Tree{}
 }
 
 // Heal puts back what was marked as lost and whose content has been stored again

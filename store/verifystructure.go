@@ -107,7 +107,7 @@ func (s *structure) node(ctx context.Context, n blockmap.Node, at Hurt) error {
 	}
 	if len(bad) > 0 {
 		top.bad = true
-		s.v.hurt(bad, at)
+		s.v.hurtAll(bad, at)
 		return nil
 	}
 	if n.Level > 0 {
@@ -190,9 +190,23 @@ func (v *verification) blame(addr segment.Addr, err error) []int {
 	return v.badAt(addr)
 }
 
-// hurt adds an area to what the damages hurt. An area that continues the last
-// one is joined to it.
+// hurt adds a block to what the damages hurt, of one in a frame only that.
 func (v *verification) hurt(damages []int, h Hurt) {
+	for _, i := range damages {
+		part := h
+		if i != unlisted && v.report.Damages[i].frame >= 0 {
+			at := int64(v.report.Damages[i].frame) * segment.FrameSize
+			part.Offset, part.Length = h.Offset+at, min(segment.FrameSize, h.Length-at)
+		}
+		if part.Length > 0 {
+			v.hurtAll([]int{i}, part)
+		}
+	}
+}
+
+// hurtAll adds an area to what the damages hurt. An area that continues the last
+// one is joined to it.
+func (v *verification) hurtAll(damages []int, h Hurt) {
 	if len(damages) > 0 {
 		v.hurtPoints[h.Point] = struct{}{}
 	}
@@ -200,11 +214,7 @@ func (v *verification) hurt(damages []int, h Hurt) {
 		if i == unlisted {
 			continue
 		}
-		d, h := &v.report.Damages[i], h
-		if d.frame >= 0 && h.Disk >= 0 && h.Length > segment.FrameSize {
-			h.Offset += int64(d.frame) * segment.FrameSize
-			h.Length = min(segment.FrameSize, h.Length-int64(d.frame)*segment.FrameSize)
-		}
+		d := &v.report.Damages[i]
 		if n := len(d.Hurts); n > 0 {
 			last := &d.Hurts[n-1]
 			if last.Point == h.Point && last.Disk == h.Disk && last.File == h.File && last.Offset+last.Length == h.Offset {

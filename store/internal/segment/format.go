@@ -170,6 +170,9 @@ func (e *entry) sealedLen(frame int) int {
 	return int(e.lens[frame] &^ rawBit)
 }
 
+// allFrames is a bit for each frame of a blob.
+func allFrames(rawLen int) uint16 { return uint16(1<<((rawLen+FrameSize-1)/FrameSize) - 1) }
+
 // lost is the frames whose content was lost, a bit for each.
 func (e *entry) lost() (frames uint16) {
 	for i := range e.frameCount() {

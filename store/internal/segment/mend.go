@@ -301,7 +301,7 @@ func (m *mender) salvage(s *mendSource, slot int, e entry, id *Identity) (*salva
 	out.id = m.hash.Identity(e.kind, plain)
 	if id != nil && out.id != *id {
 		// Which frame is wrong cannot be told: none is to be trusted.
-		out.id, out.bad = *id, uint16(1<<e.frameCount()-1)
+		out.id, out.bad = *id, allFrames(e.rawLen)
 	}
 	return out, nil
 }
@@ -353,7 +353,7 @@ func (m *mender) lose(slot int, id *Identity, best *salvage) {
 			return
 		}
 		frames := m.w.lay.frames
-		best = &salvage{e: entry{rawLen: frames * FrameSize, kind: Data}, bad: uint16(1<<frames - 1)}
+		best = &salvage{e: entry{rawLen: frames * FrameSize, kind: Data}, bad: allFrames(frames * FrameSize)}
 		if id != nil {
 			best.id = *id
 		}

@@ -108,6 +108,7 @@ func (r *Reader) Stat(ctx context.Context, addr Addr) (Slot, error) {
 		if err != nil {
 			return 0, err
 		}
+		s.Generation = o.lay.generation
 		s.Kind, s.RawLen, s.Stored, s.Lost = e.kind, e.rawLen, e.stored(), e.lost()
 		copy(s.Identity[:], page[addr.Slot()%pageSlots*identitySize:])
 		return 0, nil
@@ -125,11 +126,14 @@ func (r *Reader) Identity(ctx context.Context, addr Addr) (Identity, error) {
 	return s.Identity, err
 }
 
-// Damage describes the first lost frame.
+// Damage describes the first lost frame, or all of the blob.
 func (s Slot) Damage() *DamageError {
+	frame := bits.TrailingZeros16(s.Lost)
+	if s.Lost == allFrames(s.RawLen) {
+		frame = -1
+	}
 	return &DamageError{
-		Object: Prefix(s.Addr.Segment()), Part: PartFrame, Addr: s.Addr,
-		Frame: bits.TrailingZeros16(s.Lost), Page: -1, Offset: -1, Err: ErrLost,
+		Object: Prefix(s.Addr.Segment()), Part: PartFrame, Addr: s.Addr, Frame: frame, Page: -1, Offset: -1, Err: ErrLost,
 	}
 }
 

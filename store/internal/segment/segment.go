@@ -101,4 +101,6 @@ type Slot struct {
 	Stored   int // bytes of its sealed frames
 	// Lost is the frames that a repair marked as lost, a bit for each.
 	Lost uint16
+	// Generation is of the object that was looked at. Stat alone tells it.
+	Generation uint32
 }

@@ -189,8 +189,13 @@ func (v *verifier) runEnd(loc []byte, slot, end int, wanted func(int) bool) int6
 
 // marks reports the frames that a repair marked as lost.
 func (v *verifier) marks(slot int, e *entry) {
+	lost := e.lost()
+	if lost != 0 && lost == allFrames(e.rawLen) {
+		v.report(v.frameDamage(slot, -1, e, ErrLost))
+		return
+	}
 	for i := range e.frameCount() {
-		if e.lens[i] == lostFrame {
+		if lost&(1<<i) != 0 {
 			v.report(v.frameDamage(slot, i, e, ErrLost))
 		}
 	}
@@ -206,9 +211,13 @@ func (v *verifier) blob(ctx context.Context, slot int, e *entry, ids []byte) err
 	if cap(v.block) < e.rawLen {
 		v.block = make([]byte, MaxFrames*FrameSize)
 	}
-	plain, good := v.block[:e.rawLen], true
+	plain, good := v.block[:e.rawLen], e.lost() == 0
+	v.marks(slot, e)
 	for i := range e.frameCount() {
 		n := e.sealedLen(i)
+		if e.lens[i] == lostFrame {
+			continue
+		}
 		if err := v.dec.frame(v.object, slot, e, i, sealed[:n], plain[i*FrameSize:]); err != nil {
 			v.report(v.frameDamage(slot, i, e, err))
 			good = false
