@@ -224,11 +224,6 @@ func estimate(p *Point, first bool) (n int64) {
 // run copies. The ingest outlives ctx, so that what was stored when ctx ended
 // can be kept.
 func (c *copying) run(ctx context.Context) (err error) {
-	release, err := c.holdSource(ctx)
-	if err != nil {
-		return err
-	}
-	defer release()
 	in, err := c.dst.NewIngest(context.WithoutCancel(ctx), IngestOptions{Workers: c.opts.Workers, Readers: copyReaders, Tool: c.opts.Tool})
 	if err != nil {
 		return fmt.Errorf("the destination: %w", err)

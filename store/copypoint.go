@@ -43,11 +43,15 @@ func (c *copying) done(enter func(*CopyReport)) {
 
 // copyPoint makes the copy of p. guess is what the progress counts on for it.
 func (c *copying) copyPoint(ctx context.Context, vm *copyVM, p *Point, guess int64) (*Point, error) {
+	base, release, err := c.hold(ctx, vm, p)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	spec, err := c.spec(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	base := vm.nearest(c.src, p)
 	w, err := c.begin(vm, base, spec)
 	if err != nil {
 		return nil, err
@@ -74,6 +78,20 @@ func (c *copying) copyPoint(ctx context.Context, vm *copyVM, p *Point, guess int
 		return twin, err
 	}
 	return twin, c.compare(ctx, p, twin, areas)
+}
+
+// hold keeps p, and the point to compare it with, from being pruned meanwhile.
+// Where the latter was forgotten it is done without.
+func (c *copying) hold(ctx context.Context, vm *copyVM, p *Point) (base *Point, release func(), err error) {
+	const purpose = "copy to another repository"
+	if base = vm.nearest(c.src, p); base != nil {
+		release, err = c.src.HoldToRead(ctx, []*Point{p, base}, purpose)
+		if err == nil || !errors.Is(err, ErrNotFound) {
+			return base, release, err
+		}
+	}
+	release, err = c.src.HoldToRead(ctx, []*Point{p}, purpose)
+	return nil, release, err
 }
 
 // keepUnfinished saves what an interrupted point has stored for the next

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -12,29 +14,42 @@ import (
 
 func (p *program) exportCommand() *cli.Command {
 	return &cli.Command{
-		Name: "export", Usage: "write a disk of a restore point to a file", ArgsUsage: "POINT --output FILE",
-		Description: "The file appears when it is complete. Output - is standard output (raw and vmdk).\n" +
-			"vmdk means streamOptimized, as vCenter imports it.\n\n" + pointHelp,
+		Name: "export", Usage: "write the disks of a restore point to files", ArgsUsage: "POINT --output FILE",
+		Description: "The file appears when it is complete. Output - is standard output (raw and vmdk). With an\n" +
+			"output that ends in / all disks, and the configuration kept with the point, go to a new\n" +
+			"directory. A device or named pipe is written into (raw and vmdk).\n" +
+			"vmdk means streamOptimized, as vCenter imports it; vmdk-flat a descriptor and a flat file, as\n" +
+			"ESXi keeps them.\n\n" + pointHelp,
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "disk", Usage: "the `N`th disk of the point, counted from 0; needed where there are several"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` to write, or -"},
-			&cli.StringFlag{Name: "format", Usage: "raw, qcow2 or vmdk", Value: "raw"},
-			&cli.BoolFlag{Name: "force", Usage: "replace an existing file"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` to write, or a directory with a / at its end, or -"},
+			&cli.StringFlag{Name: "format", Usage: "raw, qcow2, vmdk or vmdk-flat", Value: appliance.FormatRaw},
+			&cli.BoolFlag{Name: "force", Usage: "replace an existing file, or write over a device"},
 		},
 		Action: p.withPoints(1, 1, p.export),
 	}
 }
 
 func (p *program) export(c *cli.Context, repo *store.Repository, pts []*store.Point) error {
-	pt := pts[0]
+	output := c.String("output")
+	switch {
+	case output == "":
+		return fmt.Errorf("%w: say where to: --output FILE", appliance.ErrUsage)
+	case strings.HasSuffix(output, "/"):
+		if c.IsSet("disk") {
+			return fmt.Errorf("%w: --disk chooses one disk, and a directory gets all of them", appliance.ErrUsage)
+		}
+		return p.exportAll(c, repo, pts[0])
+	}
+	return p.exportOne(c, repo, pts[0])
+}
+
+func (p *program) exportOne(c *cli.Context, repo *store.Repository, pt *store.Point) error {
 	n, err := appliance.ChooseDisk(pt, c.Int("disk"), c.IsSet("disk"))
 	if err != nil {
 		return err
 	}
 	req := appliance.ExportRequest{Disk: n, Output: c.String("output"), Format: c.String("format"), Force: c.Bool("force")}
-	if req.Output == "" {
-		return fmt.Errorf("%w: say where to: --output FILE", appliance.ErrUsage)
-	}
 	started := time.Now()
 	show := newMeters(p.stderr)
 	m := show.add(pt.VM + " " + pt.Disks[n].Label)
@@ -52,12 +67,32 @@ func (p *program) export(c *cli.Context, repo *store.Repository, pts []*store.Po
 	if req.Output == "-" {
 		return nil
 	}
+	return p.saying(map[string]any{
+		"point": pt.ID, "disk": n, "output": req.Output, "format": req.Format,
+		"size": pt.Disks[n].Size, "seconds": time.Since(started).Seconds(),
+	}, "%s: %s of %s, in %s.", req.Output, size(pt.Disks[n].Size), pt.VM, time.Since(started).Round(10*time.Millisecond))
+}
+
+func (p *program) exportAll(c *cli.Context, repo *store.Repository, pt *store.Point) error {
+	started := time.Now()
+	show := newMeters(p.stderr)
+	req := appliance.ExportAllRequest{Output: c.String("output"), Format: c.String("format")}
+	req.Started = func(_ int, name string, _ int64) func(done, total int64) { return show.add(name).set }
+	files, err := appliance.ExportAll(c.Context, repo, pt, req)
+	if err != nil {
+		show.abandon()
+		return err
+	}
+	show.wait()
+	took := time.Since(started)
 	if p.json {
 		return p.printJSON(map[string]any{
-			"point": pt.ID, "disk": n, "output": req.Output, "format": req.Format,
-			"size": pt.Disks[n].Size, "seconds": time.Since(started).Seconds(),
+			"point": pt.ID, "output": req.Output, "format": req.Format, "files": files, "seconds": took.Seconds(),
 		})
 	}
-	fmt.Fprintf(p.stdout, "%s: %s of %s, in %s.\n", req.Output, size(pt.Disks[n].Size), pt.VM, time.Since(started).Round(10*time.Millisecond))
+	for _, f := range files {
+		fmt.Fprintf(p.stdout, "%s  %s\n", filepath.Join(req.Output, f.Name), size(f.Size))
+	}
+	fmt.Fprintf(p.stdout, "%d files of %s, in %s.\n", len(files), pt.VM, took.Round(10*time.Millisecond))
 	return nil
 }
