@@ -41,9 +41,10 @@ import (
 // The owner is dead when its process is known to be gone, or when its claim was
 // not replaced for the length of its lease. Sweeping it, by whoever comes next:
 //
-//	a. if it is only the lease that tells, points/<pending> is created
-//	   exclusively as a void. From then on the owner, should it wake up, cannot
-//	   pass step 2.
+//	a. if it is only the lease that tells, a void is created exclusively, first
+//	   under the owner's nonce (the claim's fence), and then, after the claim was
+//	   read again, as points/<pending>. From then on the owner, should it wake up,
+//	   cannot pass step 2.
 //	b. if points/<pending> is a point (it got there before), kept becomes its
 //	   through
 //	c. segments of the range above kept are removed
@@ -53,8 +54,15 @@ import (
 // nobody but its owner until step 2 (blocks become known to others through a
 // point, at 2, or the index, at 4, after kept covers them at 3). Step 2 and a.
 // exclude each other, since both create the same name. After 2, b. sees the
-// point; Forget would make it unseen, so Forget first has claims settled whose
-// pending point it is. Sweepers that run at the same time do the same.
+// point; no prune removes one that is the pending point of an open claim.
+// Sweepers that run at the same time do the same.
+//
+// The fence is for an owner that fell asleep in the middle of step 3, after it
+// had made sure that the claim was its own: it then replaces a claim that is gone,
+// with a pending point that nobody voided. So whenever it has changed kept or
+// pending it looks for the fence, and stops if there is one. If there is none,
+// then the sweeper, which reads the claim after it put up the fence, has still to
+// read what the owner wrote.
 //
 // A claim that is damaged is never swept: what its owner kept is not known. Its
 // owner mends it with the next renewal; when that has not happened for maxLease,
@@ -81,7 +89,14 @@ type claimRecord struct {
 	Pending string    `json:"pending,omitempty"`
 	Kept    uint64    `json:"kept"`     // 0: nothing
 	LeaseMS int64     `json:"lease_ms"` // how long the owner is respected after the last renewal
+	// What prunes go by; see prune.go.
+	Parents []string `json:"parents,omitempty"` // points that the owner's next points take blocks from
+	Seen    uint64   `json:"seen,omitempty"`    // sequence of the condemned list that the owner respects
+	From    uint64   `json:"from,omitempty"`    // its unfinished points need nothing of claims below this one; 0: its own
 }
+
+// maxParents bounds the points that one ingest makes at the same time.
+const maxParents = 1024
 
 // owner says whose claim it is.
 type owner struct {
@@ -130,6 +145,15 @@ func decodeClaim(data []byte, number uint64) (claimRecord, error) {
 		return c, fmt.Errorf("%w: a lease of %d ms", ErrDamaged, c.LeaseMS)
 	case c.Pending != "" && !validID(c.Pending):
 		return c, fmt.Errorf("%w: pending point %.40q", ErrDamaged, c.Pending)
+	case c.Owner.Nonce != "" && !validID(c.Owner.Nonce):
+		return c, fmt.Errorf("%w: an owner %.40q", ErrDamaged, c.Owner.Nonce)
+	case c.From > c.Number || len(c.Parents) > maxParents:
+		return c, fmt.Errorf("%w: from claim %x, %d parents", ErrDamaged, c.From, len(c.Parents))
+	}
+	for _, id := range c.Parents {
+		if !validID(id) {
+			return c, fmt.Errorf("%w: parent %.40q", ErrDamaged, id)
+		}
 	}
 	return c, nil
 }
@@ -144,41 +168,56 @@ type claim struct {
 
 // takeClaim creates a claim with the next free number.
 func (r *Repository) takeClaim(ctx context.Context, kind claimKind) (*claim, error) {
+	return r.takeClaimWith(ctx, kind, func(*claimRecord) {})
+}
+
+// takeClaimWith is takeClaim of a claim that says more from its first moment on.
+func (r *Repository) takeClaimWith(ctx context.Context, kind claimKind, more func(*claimRecord)) (*claim, error) {
 	host, _ := os.Hostname() // only for people
 	me := owner{Host: host, Process: r.proc.Self(), Nonce: randomHex(8)}
-	if _, err := r.exclusiveBackend(ctx); err != nil {
-		return nil, fmt.Errorf("take a claim: %w", err)
-	}
+	// A listing may be old (NFS); a number that was found taken exists all the same.
+	taken := uint64(0)
 	for {
-		claims, err := r.listClaims(ctx)
+		next, err := r.nextNumber(ctx)
 		if err != nil {
-			return nil, err
-		}
-		next := uint64(1)
-		if len(claims) > 0 {
-			next = claims[len(claims)-1].number + 1
-		} else if err := r.claimsLost(ctx); err != nil {
 			return nil, fmt.Errorf("take a claim: %w", err)
 		}
+		next = max(next, taken+1)
 		if next > maxClaim {
 			return nil, errors.New("take a claim: the repository's segment numbers are used up")
 		}
 		c := &claim{r: r, rec: claimRecord{Number: next, Kind: kind, Owner: me, Pending: newPointID(), LeaseMS: r.lease.Milliseconds()}}
+		more(&c.rec)
 		err = r.putClaim(ctx, c.rec, backend.Exclusive)
-		if errors.Is(err, fs.ErrExist) {
-			continue // somebody else was faster; each time somebody gets one
-		}
-		if err == nil {
-			err = r.checkAlone(ctx, c)
-			if err != nil {
-				err = errors.Join(err, c.close(context.WithoutCancel(ctx)))
+		if errors.Is(err, backend.ErrUncertain) {
+			if now, err2 := r.getClaim(ctx, next); err2 == nil && now.Owner == me {
+				err = nil
 			}
+		}
+		if errors.Is(err, fs.ErrExist) {
+			taken = next
+			continue // somebody else was faster; each time somebody gets one
 		}
 		if err != nil {
 			return nil, fmt.Errorf("take a claim: %w", err)
 		}
+		if err := r.checkAlone(ctx, c); err != nil {
+			return nil, errors.Join(err, c.close(context.WithoutCancel(ctx)))
+		}
 		return c, nil
 	}
+}
+
+// nextNumber is one more than the highest claim in a listing.
+func (r *Repository) nextNumber(ctx context.Context) (uint64, error) {
+	claims, err := r.listClaims(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if len(claims) == 0 {
+		return 1, r.claimsLost(ctx)
+	}
+	return claims[len(claims)-1].number + 1, nil
 }
 
 // listedClaim is a claim's entry in a listing.
@@ -238,8 +277,32 @@ func (c *claim) update(ctx context.Context, change func(*claimRecord)) error {
 	if err := c.r.putClaim(ctx, rec, backend.Replace); err != nil {
 		return fmt.Errorf("renew claim %x: %w", rec.Number, err)
 	}
+	if rec.Kept != c.rec.Kept || rec.Pending != c.rec.Pending {
+		if err := c.unfenced(ctx); err != nil {
+			return err
+		}
+	}
 	c.rec = rec
 	return nil
+}
+
+// unfenced fails with ErrFenced when a sweeper has put up the claim's fence. It
+// is asked after what the claim says of segments and points has changed. c.mu is
+// held.
+func (c *claim) unfenced(ctx context.Context) error {
+	_, err := c.r.readPoint(ctx, c.rec.Owner.Nonce)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err == nil || errors.Is(err, ErrDamaged):
+		return c.fencedError()
+	}
+	return fmt.Errorf("see whether claim %x still counts: %w", c.rec.Number, err)
+}
+
+func (c *claim) fencedError() error {
+	return fmt.Errorf("%w %x: another process took this one for dead and removed what it had not committed; run the backup again",
+		ErrFenced, c.rec.Number)
 }
 
 // check fails with ErrFenced when a sweeper took the claim away. c.mu is held.
@@ -249,8 +312,7 @@ func (c *claim) check(ctx context.Context) error {
 		return nil // nobody else writes over a damaged claim: it is ours to mend
 	}
 	if err == nil && (now.Closed || now.Owner != c.rec.Owner) || errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w %x: another process took this one for dead and removed what it had not committed; run the backup again",
-			ErrFenced, c.rec.Number)
+		return c.fencedError()
 	}
 	return err
 }

@@ -94,7 +94,7 @@ func (r *Repository) settle(ctx context.Context, l listedClaim, now time.Time, h
 		}
 		return r.backend.Remove(ctx, claimName(l.number))
 	case standingExpired:
-		if err := r.voidPending(ctx, rec); err != nil {
+		if rec, err = r.fence(ctx, rec); err != nil || rec.Closed {
 			return err
 		}
 	}
@@ -109,18 +109,31 @@ func (r *Repository) settle(ctx context.Context, l listedClaim, now time.Time, h
 	return r.dropClaim(ctx, rec, kept, highest)
 }
 
-// voidPending makes it impossible for the owner to commit its pending point. If
-// that exists already, nothing happens.
-func (r *Repository) voidPending(ctx context.Context, rec claimRecord) error {
-	if rec.Pending == "" {
+// fence makes it impossible for the owner of a claim to commit anything any more,
+// and returns the claim as it was then. If its pending point exists already, that
+// stays.
+func (r *Repository) fence(ctx context.Context, rec claimRecord) (claimRecord, error) {
+	if err := r.putVoid(ctx, rec.Owner.Nonce, rec.Number); err != nil {
+		return rec, err
+	}
+	rec, err := r.getClaim(ctx, rec.Number)
+	if err != nil || rec.Closed {
+		return rec, err
+	}
+	return rec, r.putVoid(ctx, rec.Pending, rec.Number)
+}
+
+// putVoid creates a void, unless there is a point or a void of that ID.
+func (r *Repository) putVoid(ctx context.Context, id string, claim uint64) error {
+	if id == "" {
 		return nil
 	}
-	void := pointRecord{Format: recordFormat, ID: rec.Pending, Void: true, Claim: rec.Number, Time: r.clock().UTC().Truncate(time.Second)}
+	void := pointRecord{Format: recordFormat, ID: id, Void: true, Claim: claim, Time: r.clock().UTC().Truncate(time.Second)}
 	data, err := json.Marshal(void)
 	if err != nil {
 		return err
 	}
-	err = r.putSealed(ctx, pointName(rec.Pending), data, backend.Exclusive)
+	err = r.putSealed(ctx, pointName(id), data, backend.Exclusive)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
@@ -169,46 +182,8 @@ func (r *Repository) dropClaim(ctx context.Context, rec claimRecord, kept uint64
 	if !highest {
 		return r.backend.Remove(ctx, claimName(rec.Number))
 	}
-	rec.Closed, rec.Owner, rec.Pending, rec.Kept = true, owner{}, "", kept
-	return r.putClaim(ctx, rec, backend.Replace)
-}
-
-// settlePending makes sure that no claim still depends on the existence of the
-// point id, so that it may be removed.
-func (r *Repository) settlePending(ctx context.Context, id string) error {
-	for attempt := 0; ; attempt++ {
-		n, err := r.claimPending(ctx, id)
-		if err != nil || n == 0 {
-			return err
-		}
-		if attempt > 0 {
-			return fmt.Errorf("%w: the backup that makes point %s (claim %x) is not finished; try again when it is", ErrBusy, id, n)
-		}
-		if err := r.Sweep(ctx); err != nil {
-			return err
-		}
-	}
-}
-
-// claimPending is the number of the open claim with that pending point, or 0.
-func (r *Repository) claimPending(ctx context.Context, id string) (uint64, error) {
-	claims, err := r.listClaims(ctx)
-	if err != nil {
-		return 0, err
-	}
-	for _, l := range claims {
-		rec, err := r.getClaim(ctx, l.number)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) {
-			continue // gone, or never to be swept
-		}
-		if err != nil {
-			return 0, err
-		}
-		if !rec.Closed && rec.Pending == id {
-			return l.number, nil
-		}
-	}
-	return 0, nil
+	closed := claimRecord{Number: rec.Number, Kind: rec.Kind, Closed: true, Kept: kept, LeaseMS: rec.LeaseMS}
+	return r.putClaim(ctx, closed, backend.Replace)
 }
 
 // Sweep removes what writers left that died before they had finished. A new
