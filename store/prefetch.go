@@ -284,4 +284,4 @@ func (f *fetcher) inMemory(addr segment.Addr) bool {
 func (r *Repository) CacheBytes() int64 { return int64(r.cache.Stats().Slots) * segment.FrameSize }
 
 // keepsOnDisk reports whether what is read stays on local disk.
-func (r *Repository) keepsOnDisk() bool { return false }
+func (r *Repository) keepsOnDisk() bool { return r.near != nil && r.near.OnDisk() }
