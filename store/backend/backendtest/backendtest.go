@@ -43,6 +43,13 @@ func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 		{"NoWait", testNoWait},
 		{"ManyAtOnce", testManyAtOnce},
 		{"Cancelled", testCancelled},
+		{"Large", testLarge},
+		{"Sizes", testSizes},
+		{"ExclusiveLarge", testExclusiveLarge},
+		{"ReplaceWhileReading", testReplaceWhileReading},
+		{"CancelledWhileWriting", testCancelledWhileWriting},
+		{"AbortLarge", testAbortLarge},
+		{"ListFrom", testListFrom},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })

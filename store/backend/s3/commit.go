@@ -47,7 +47,7 @@ func (w *writer) settle(ctx context.Context, limit time.Duration, send func(*pul
 		doubt = doubt || v.doubt || ctx.Err() != nil
 		if ctx.Err() == nil && w.b.again(err, n) {
 			w.b.log.Debug("writing an object again", "object", w.name, "try", n+1, "error", err)
-			if pause(ctx, n) == nil {
+			if w.b.pause(ctx, n) == nil {
 				continue
 			}
 		}

@@ -216,7 +216,7 @@ func (o *object) fetch(p []byte, off int64) (int, error) {
 			return done, o.b.explain(err)
 		}
 		o.b.log.Debug("reading an object again", "object", o.name, "offset", off+int64(done), "try", n+1, "error", err)
-		if err := pause(o.ctx, n); err != nil {
+		if err := o.b.pause(o.ctx, n); err != nil {
 			return done, err
 		}
 	}

@@ -11,11 +11,6 @@ import (
 // name or port is told soon.
 const firstAttempts = 3
 
-const (
-	firstPause = 100 * time.Millisecond
-	maxPause   = 8 * time.Second
-)
-
 // pulse ends a request in which nothing moves.
 type pulse struct {
 	ctx    context.Context
@@ -73,7 +68,7 @@ func (b *Bucket) try(ctx context.Context, do func(p *pulse) error) error {
 		if !b.again(err, n) {
 			return b.explain(err)
 		}
-		if err := pause(ctx, n); err != nil {
+		if err := b.pause(ctx, n); err != nil {
 			return err
 		}
 	}
@@ -90,10 +85,10 @@ func (b *Bucket) again(err error, n int) bool {
 
 // pause waits before the try after the nth: twice as long each time, and never
 // exactly, so that many who were turned away together do not come back so.
-func pause(ctx context.Context, n int) error {
-	d := maxPause
+func (b *Bucket) pause(ctx context.Context, n int) error {
+	d := 80 * b.opts.Pause
 	if n < 8 {
-		d = min(d, firstPause<<(n-1))
+		d = min(d, b.opts.Pause<<(n-1))
 	}
 	timer := time.NewTimer(d/2 + rand.N(d/2))
 	defer timer.Stop()

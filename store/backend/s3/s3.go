@@ -51,8 +51,11 @@ type Options struct {
 	// together. Memory for writing is at most one part for each of them and for
 	// each object being written. Default: 4.
 	Uploads int
-	// Attempts is how often a request is tried. Default: 10, over about 40 s.
+	// Attempts is how often a request is tried. Default: 10, over about 30 s.
 	Attempts int
+	// Pause is how long the first pause between two tries is; each is twice as
+	// long as the one before, up to 80 times this. Default: 100 ms.
+	Pause time.Duration
 	// Stall is how long a request may go without a byte moving before it is
 	// given up and tried again. Default: 30 s.
 	Stall time.Duration
@@ -71,6 +74,9 @@ func (o Options) withDefaults() Options {
 	o.PartSize = max(positive(o.PartSize, 16<<20), minPart)
 	o.Uploads = positive(o.Uploads, 4)
 	o.Attempts = positive(o.Attempts, 10)
+	if o.Pause <= 0 {
+		o.Pause = 100 * time.Millisecond
+	}
 	if o.Stall <= 0 {
 		o.Stall = 30 * time.Second
 	}

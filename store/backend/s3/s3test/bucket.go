@@ -2,7 +2,6 @@ package s3test
 
 import (
 	"context"
-	"strings"
 	"testing"
 
 	"github.com/minio/minio-go/v7"
@@ -11,7 +10,7 @@ import (
 
 // Client speaks S3 to the server without any of the product's code.
 func (s *Server) Client() (*minio.Client, error) {
-	return minio.New(strings.TrimPrefix(s.Endpoint, "http://"), &minio.Options{
+	return minio.New(trimScheme(s.Endpoint), &minio.Options{
 		Creds: credentials.NewStaticV4(s.Access, s.Secret, ""), Region: "us-east-1",
 	})
 }
