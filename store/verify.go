@@ -174,8 +174,12 @@ func (r *Repository) Verify(ctx context.Context, opts VerifyOptions) (*Report, e
 	v.segments = segment.NewReader(r.backend, r.keys, segment.ReaderOptions{Logger: r.log, TableBytes: 64 << 20})
 	defer v.segments.Close()
 	v.maps = blockmap.NewReader(v.segments, blockmap.ReaderOptions{})
-	err := v.begin(ctx)
-	if err == nil {
+	release, err := v.hold(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
+	defer release()
+	if err = v.begin(ctx); err == nil {
 		err = v.run(ctx)
 		v.end(ctx, err)
 	}
@@ -206,6 +210,33 @@ type verification struct {
 	total      int64
 	told       time.Time
 	saved      time.Time
+}
+
+// hold keeps prunes from removing meanwhile what is looked at. That it can't be
+// had is no reason not to look.
+func (v *verification) hold(ctx context.Context) (release func(), err error) {
+	const tries = 5
+	for try := 1; ; try++ {
+		points := v.opts.Points
+		if len(points) == 0 {
+			if points, err = v.r.Points(ctx); err != nil {
+				return nil, err
+			}
+		}
+		release, err := v.r.HoldToRead(ctx, points[:min(len(points), maxHoldPoints)], "verify")
+		switch {
+		case err == nil:
+			return release, nil
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case errors.Is(err, ErrNotFound) && len(v.opts.Points) > 0:
+			return nil, err
+		case errors.Is(err, ErrNotFound) && try < tries:
+			continue // forgotten since it was listed
+		}
+		v.r.log.Warn("verify without a hold: do not forget restore points and prune meanwhile", "error", err)
+		return func() {}, nil
+	}
 }
 
 // run looks at the objects first and at what they mean to points then, so that

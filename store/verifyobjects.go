@@ -105,10 +105,15 @@ func (v *verification) small(ctx context.Context, l *listing) ([]*pointRecord, e
 		}
 		v.progress(info.Size, false)
 	}
+	// What a forgotten point needs may be gone, or go now.
+	forgotten, err := v.r.forgottenIDs(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var recs []*pointRecord
 	for _, info := range l.points {
 		id := strings.TrimPrefix(info.Name, pointPrefix)
-		if !validID(id) {
+		if _, ok := forgotten[id]; ok || !validID(id) {
 			continue
 		}
 		rec, err := v.r.readPoint(ctx, id)
