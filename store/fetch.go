@@ -19,6 +19,7 @@ type fetcher struct {
 	blockSize int
 	blocks    sync.Pool // *[]byte of blockSize
 	shards    [flightShards]flightShard
+	seen      sightings
 }
 
 const flightShards = 32
@@ -38,6 +39,7 @@ type flightShard struct {
 
 func newFetcher(segments *segment.Reader, cache *framecache.Cache, blockSize int) *fetcher {
 	f := &fetcher{segments: segments, cache: cache, blockSize: blockSize}
+	f.seen.init(int64(cache.Stats().Slots)*framecache.SlotSize, blockSize)
 	f.blocks.New = func() any {
 		b := make([]byte, blockSize)
 		return &b

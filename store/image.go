@@ -74,13 +74,30 @@ func (m *Image) ReadAt(p []byte, off int64) (int, error) {
 	}
 	m.readAhead(off, len(p))
 	for n := 0; n < len(p); {
-		part := p[n:min(len(p), n+m.toBlockEnd(off+int64(n)))]
-		if err := m.readPart(part, off+int64(n)); err != nil {
+		got, err := m.readSome(p[n:], off+int64(n))
+		n += got
+		if err != nil {
 			return n, m.wrap(err, off+int64(n))
 		}
-		n += len(part)
 	}
 	return len(p), eof
+}
+
+// readSome reads a part of p, from its start: what is left of a block or, of
+// large reads, many blocks at once.
+func (m *Image) readSome(p []byte, off int64) (int, error) {
+	end := m.toBlockEnd(off)
+	if whole := len(p) &^ (1<<m.shift - 1); end == 1<<m.shift && whole >= directMin {
+		if err := m.ctx.Err(); err != nil {
+			return 0, context.Cause(m.ctx)
+		}
+		return m.readDirect(p[:min(whole, directMax)], off)
+	}
+	p = p[:min(len(p), end)]
+	if err := m.readPart(p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // toBlockEnd is how many bytes there are from off to the end of its block.
@@ -93,13 +110,9 @@ func (m *Image) readPart(p []byte, off int64) error {
 	if err := m.ctx.Err(); err != nil {
 		return context.Cause(m.ctx)
 	}
-	block := off >> m.shift
-	addr, ok := m.blocks.LookupCached(block)
-	if !ok {
-		var err error
-		if addr, err = m.blocks.Lookup(m.ctx, block); err != nil {
-			return err
-		}
+	addr, err := m.address(off >> m.shift)
+	if err != nil {
+		return err
 	}
 	switch addr {
 	case segment.Hole:
@@ -109,6 +122,14 @@ func (m *Image) readPart(p []byte, off int64) error {
 		return errUnreadable
 	}
 	return m.fetch.read(m.ctx, addr, p, int(off&(1<<m.shift-1)))
+}
+
+// address looks a block up.
+func (m *Image) address(block int64) (segment.Addr, error) {
+	if addr, ok := m.blocks.LookupCached(block); ok {
+		return addr, nil
+	}
+	return m.blocks.Lookup(m.ctx, block)
 }
 
 // ReadCached fills p if all of it is in memory; see disk.CachedReader.

@@ -116,6 +116,9 @@ func (s *stream) near(off int64) bool {
 // for. It never waits: when all read-ahead slots of the repository are taken,
 // the window is left to the reader.
 func (m *Image) readAhead(off int64, n int) {
+	if n >= directMin {
+		return // large reads use all processors as it is
+	}
 	from, to := m.ahead.note(off, n)
 	if from == to {
 		return

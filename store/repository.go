@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"runtime"
+	"sync"
 	"time"
 
 	"lifeboat/store/backend"
@@ -37,7 +38,8 @@ type Repository struct {
 	fetch    *fetcher
 	points   pointCache
 
-	aheadSlots chan struct{} // one for each goroutine that reads ahead
+	rooms      sync.Pool     // *[]byte: room for what large reads fetch
+	aheadSlots chan struct{} // one for each goroutine that decodes beside a reader
 	aheadMax   int64         // largest read-ahead window, bytes
 
 	kdf   keyring.KDF // for new keys; zero is the default
@@ -45,6 +47,7 @@ type Repository struct {
 	clock func() time.Time
 	proc  backend.Processes
 	host  hostClock // what this host knows of time; see clockledger.go
+	locks objectLocks
 	log   *slog.Logger
 
 	exclusive exclusiveProbe // whether the backend keeps two writers apart
@@ -96,6 +99,7 @@ func newRepository(b backend.Backend, ring *keyring.Repo, opts Options) (*Reposi
 		r.log = slog.Default()
 	}
 	r.host = newHostClock(r.clock)
+	r.rooms.New = func() any { return new([]byte) }
 	cacheBytes := opts.CacheBytes
 	if cacheBytes <= 0 {
 		cacheBytes = DefaultCacheBytes
