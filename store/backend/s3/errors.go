@@ -150,7 +150,7 @@ func (b *Bucket) explainAnswer(answer minio.ErrorResponse) error {
 		return fs.ErrNotExist
 	case minio.NoSuchBucket:
 		return fmt.Errorf("%w: %s at %s; make it first, or correct the name", ErrBucket, b.loc.bucket, b.core.EndpointURL())
-	case "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired":
+	case "InvalidAccessKeyId", "XAdminUserNotFound", "InvalidToken", "ExpiredToken", "TokenRefreshRequired":
 		return fmt.Errorf("%w: %w; check AWS_ACCESS_KEY_ID and AWS_SESSION_TOKEN", ErrKeys, answer)
 	case "SignatureDoesNotMatch":
 		return fmt.Errorf("%w: %w; check AWS_SECRET_ACCESS_KEY, and that no proxy rewrites requests", ErrKeys, answer)
@@ -172,8 +172,6 @@ func (b *Bucket) explainAnswer(answer minio.ErrorResponse) error {
 			return fmt.Errorf("%s does not do what S3 does: %w; use a server, or a version of it, that does", b.core.EndpointURL(), answer)
 		}
 		return fmt.Errorf("%w: %s: %w", errRefused, b.core.EndpointURL(), answer)
-	case http.StatusNotFound:
-		return fmt.Errorf("%w (%s)", fs.ErrNotExist, answer.Code)
 	case http.StatusForbidden, http.StatusUnauthorized:
 		return fmt.Errorf("%w: %w (%s)", ErrDenied, answer, answer.Code)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -63,17 +64,17 @@ func (b *Bucket) LockedUntil(ctx context.Context, name string) (time.Time, error
 	if err := backend.CheckName(name); err != nil {
 		return time.Time{}, err
 	}
-	var until time.Time
-	err := b.try(ctx, func(p *pulse) error {
-		mode, date, err := b.core.GetObjectRetention(p.ctx, b.loc.bucket, b.key(name), "")
-		if isNoLock(err) {
-			return nil
-		}
-		if err == nil && mode != nil && *mode == minio.Compliance && date != nil {
-			until = *date
-		}
-		return err
-	})
+	info, err := b.stat(ctx, b.key(name))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("ask how long %s is locked: %w", name, err)
+	}
+	// The answer to HEAD says it, to who may know; servers agree on its headers
+	// more than on the answer to GetObjectRetention.
+	value := info.Metadata.Get("X-Amz-Object-Lock-Retain-Until-Date")
+	if value == "" || !strings.EqualFold(info.Metadata.Get("X-Amz-Object-Lock-Mode"), string(minio.Compliance)) {
+		return time.Time{}, nil
+	}
+	until, err := time.Parse(time.RFC3339, value)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("ask how long %s is locked: %w", name, err)
 	}

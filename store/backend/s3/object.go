@@ -52,7 +52,7 @@ func (o *object) fetchTail(p *pulse) error {
 	opts.Set("Range", fmt.Sprintf("bytes=-%d", o.b.opts.Tail))
 	body, info, header, err := o.b.core.GetObject(p.ctx, o.b.loc.bucket, o.b.key(o.name), opts)
 	if codeOf(err) == "InvalidRange" {
-		return o.statEmpty(p)
+		return o.fetchWhole(p)
 	}
 	if err != nil {
 		return err
@@ -77,16 +77,23 @@ func (o *object) fetchTail(p *pulse) error {
 	return nil
 }
 
-// statEmpty makes sure that an object in which no range can be is empty.
-func (o *object) statEmpty(p *pulse) error {
-	info, err := o.b.core.StatObject(p.ctx, o.b.loc.bucket, o.b.key(o.name), minio.StatObjectOptions{})
+// fetchWhole fetches an object in which the range of a tail cannot be: it is
+// empty, or smaller than a tail and the server does not know what to make of
+// that (RFC 9110 section 14.1.2 says that it is all of the object).
+func (o *object) fetchWhole(p *pulse) error {
+	body, info, _, err := o.b.core.GetObject(p.ctx, o.b.loc.bucket, o.b.key(o.name), minio.GetObjectOptions{})
 	if err != nil {
 		return err
 	}
-	if info.Size != 0 {
-		return answered("it refuses the range of an object of %d bytes", info.Size)
+	defer body.Close()
+	if info.Size < 0 || info.Size > int64(o.b.opts.Tail) {
+		return answered("it refuses the last %d bytes of an object of %d", o.b.opts.Tail, info.Size)
 	}
-	o.etag, o.size, o.tail = info.ETag, 0, nil
+	tail := make([]byte, info.Size)
+	if _, err := readBody(p, body, tail); err != nil {
+		return err
+	}
+	o.etag, o.size, o.tail = info.ETag, info.Size, tail
 	return nil
 }
 
@@ -242,7 +249,7 @@ func (o *object) fetchOnce(beat *pulse, p []byte, off int64) (int, error) {
 	defer body.Close()
 	first, end, size, err := parseContentRange(header.Get("Content-Range"))
 	switch {
-	case info.ETag != o.etag:
+	case o.etag != "" && info.ETag != o.etag:
 		return 0, minio.ErrorResponse{StatusCode: http.StatusPreconditionFailed, Code: minio.PreconditionFailed}
 	case err != nil:
 		return 0, err

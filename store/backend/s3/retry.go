@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"time"
+
+	"github.com/minio/minio-go/v7"
 )
 
 // firstAttempts is how often a server that never answered is tried: a wrong
@@ -48,7 +50,7 @@ func (b *Bucket) once(ctx context.Context, limit time.Duration, do func(p *pulse
 	p := newPulse(ctx, limit)
 	defer p.stop()
 	err := p.cause(do(p))
-	if err == nil || codeOf(err) != "" {
+	if answer := (minio.ErrorResponse{}); err == nil || errors.As(err, &answer) {
 		b.reached.Store(true)
 	}
 	return err
