@@ -18,15 +18,17 @@ type repo struct {
 	b   *bench
 	dir string
 	url string
+	// extra is more of the environment of our program: keys.
+	extra []string
 }
 
 const password = "lifeboat-bench"
 
 func (r *repo) env() []string {
-	return []string{
+	return append([]string{
 		"LIFEBOAT_REPO=" + r.url, "LIFEBOAT_STATE=" + filepath.Join(r.dir, "state"), "LIFEBOAT_CONFIG=",
 		"LIFEBOAT_PASSWORD=" + password, "LIFEBOAT_PASSWORD_FILE=",
-	}
+	}, r.extra...)
 }
 
 // newRepo makes an empty repository.

@@ -65,6 +65,7 @@ func sections() []section {
 		{"store", "reads of the repository against qemu-nbd and pread", (*bench).store},
 		{"open", "publish of a huge and a small point", (*bench).open},
 		{"boot", "boot from the backup against the raw file", (*bench).boot},
+		{"s3boot", "boot from S3 with and without a trace against a local directory", (*bench).s3boot},
 		{"memory", "memory of the server, idle and with 8 VMs", (*bench).memory},
 	}
 }
@@ -156,7 +157,7 @@ func outside(ctx context.Context, opt options, stdout, stderr io.Writer) error {
 			return fmt.Errorf("%w: run make bench, which builds and installs what is missing", err)
 		}
 	}
-	if opt.wants("boot", "memory", "ingest", "store", "backup", "incremental", "changed", "restore") {
+	if opt.wants("boot", "s3boot", "memory", "ingest", "store", "backup", "incremental", "changed", "restore") {
 		if _, err := guestDisk(ctx, stderr); err != nil {
 			return err
 		}
