@@ -28,7 +28,7 @@ func (b *bench) backup(ctx context.Context) error {
 	var sizes [][]sample
 	var measures []measure
 	for i, a := range all {
-		defer os.RemoveAll(filepath.Dir(a.root()))
+		defer a.remove()
 		measures = append(measures, func(ctx context.Context) (sample, error) {
 			if err := a.init(ctx); err != nil {
 				return sample{}, err
@@ -80,7 +80,7 @@ func (b *bench) incremental(ctx context.Context) error {
 	}
 	var measures []measure
 	for i, a := range all {
-		defer os.RemoveAll(filepath.Dir(a.root()))
+		defer a.remove()
 		if err := a.init(ctx); err != nil {
 			return err
 		}
@@ -147,7 +147,7 @@ func (b *bench) restore(ctx context.Context) error {
 	}
 	var measures []measure
 	for _, a := range all {
-		defer os.RemoveAll(filepath.Dir(a.root()))
+		defer a.remove()
 		if err := a.init(ctx); err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func (b *bench) random(ctx context.Context) error {
 	d := time.Duration(3 * b.opt.seconds * float64(time.Second))
 	var measures []measure
 	for _, a := range all {
-		defer os.RemoveAll(filepath.Dir(a.root()))
+		defer a.remove()
 		if err := a.init(ctx); err != nil {
 			return err
 		}

@@ -28,6 +28,7 @@ func newBorg(ctx context.Context, dir, compression string) (*borg, error) {
 
 func (b *borg) name() string { return b.title }
 func (b *borg) root() string { return filepath.Join(b.dir, "repository") }
+func (b *borg) remove()      { _ = os.RemoveAll(b.dir) }
 
 func (b *borg) env() []string {
 	return []string{

@@ -30,6 +30,8 @@ type place interface {
 	init(ctx context.Context) error
 	// root is the directory whose size is the repository's.
 	root() string
+	// remove makes room.
+	remove()
 }
 
 // peers are the programs to compare a backup with. Both encrypt; zstd at the
@@ -59,11 +61,11 @@ func (b *bench) ours(suffix string) place { return &lifeboat{b: b, suffix: suffi
 
 func (l *lifeboat) name() string { return "lifeboat" }
 func (l *lifeboat) root() string { return l.url }
+func (l *lifeboat) dir() string  { return l.b.path("lifeboat-" + l.suffix) }
+func (l *lifeboat) remove()      { _ = os.RemoveAll(l.dir()) }
 
 func (l *lifeboat) init(ctx context.Context) (err error) {
-	if err := os.RemoveAll(l.b.path("lifeboat-" + l.suffix)); err != nil {
-		return err
-	}
+	l.remove()
 	l.repo, err = l.b.newRepo(ctx, "lifeboat-"+l.suffix)
 	return err
 }

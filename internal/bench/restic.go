@@ -21,6 +21,7 @@ func newRestic(ctx context.Context, dir string) (*restic, error) {
 
 func (r *restic) name() string { return r.title }
 func (r *restic) root() string { return filepath.Join(r.dir, "repository") }
+func (r *restic) remove()      { _ = os.RemoveAll(r.dir) }
 
 func (r *restic) env() []string {
 	return []string{
