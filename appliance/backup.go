@@ -58,6 +58,11 @@ func BackupDisks(ctx context.Context, repo *store.Repository, req BackupDisksReq
 		if cerr := ing.Close(); cerr != nil && err == nil {
 			err = cerr
 		}
+		if err == nil {
+			// What was lost and is stored again now is there for older points, too;
+			// if not now, a later backup or repair sees to it. Heal has logged why.
+			_, _ = repo.Heal(ctx)
+		}
 	}()
 	w, err := ing.Begin(store.PointSpec{VM: req.VM, Time: timeAfter(parent), Consistency: store.CrashConsistent, Parent: parent})
 	if err != nil {

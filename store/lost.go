@@ -172,7 +172,11 @@ func (r *Repository) Heal(ctx context.Context) (int, error) {
 		return r.putLostSlots(ctx, p.lost)
 	})
 	if err != nil {
+		r.log.Warn("could not put back lost blocks that were stored again; the next backup tries", "error", err)
 		return p.report.Restored, fmt.Errorf("heal: %w", err)
+	}
+	if p.report.Restored > 0 {
+		r.log.Info("lost blocks were stored again, and are back for older restore points", "blocks", p.report.Restored)
 	}
 	return p.report.Restored, nil
 }

@@ -51,13 +51,14 @@ func (p *program) listPoints(c *cli.Context, repo *store.Repository) error {
 		}
 		return p.printJSON(docs)
 	}
-	return p.table("ID\tVM\tTIME\tCONSISTENCY\tDISKS\tSIZE\tSTORED\tKEPT", func(line func(string, ...any)) {
+	return p.table("ID\tVM\tTIME\tCONSISTENCY\tDISKS\tSIZE\tSTORED\tVERIFIED\tKEPT", func(line func(string, ...any)) {
 		for _, pt := range points {
 			var total int64
 			for _, d := range pt.Disks {
 				total += d.Size
 			}
-			line("%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s", pt.ID, pt.VM, localTime(pt.Time), pt.Consistency, len(pt.Disks), size(total), size(pt.StoredBytes), keptBy(kept[pt.ID]))
+			line("%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s", pt.ID, pt.VM, localTime(pt.Time), pt.Consistency, len(pt.Disks), size(total), size(pt.StoredBytes),
+				verifiedText(pt.Verified, time.Now()), keptBy(kept[pt.ID]))
 		}
 	})
 }
@@ -87,6 +88,7 @@ func (p *program) showCommand() *cli.Command {
 		Name: "show", Usage: "show one restore point", ArgsUsage: "POINT", Description: pointHelp,
 		Action: p.withPoints(1, 1, func(c *cli.Context, repo *store.Repository, pts []*store.Point) error {
 			pt := pts[0]
+			repo.AddVerified(c.Context, pt)
 			kept, err := repo.Protections(c.Context, pts)
 			if err != nil {
 				return err
@@ -98,6 +100,7 @@ func (p *program) showCommand() *cli.Command {
 			if pt.Parent != "" {
 				fmt.Fprintf(p.stdout, "Follows      %s\n", pt.Parent)
 			}
+			fmt.Fprintf(p.stdout, "Verified     %s\n", verifiedText(pt.Verified, time.Now()))
 			if why := keptBy(kept[pt.ID]); why != "" {
 				fmt.Fprintf(p.stdout, "Kept         %s\n", why)
 			}
