@@ -150,3 +150,25 @@ func (pc Piece) extents(ctx context.Context, yield func(Extent, error) bool) boo
 	}
 	return true
 }
+
+// Bytes is a disk in memory. It does not copy b, which must not change.
+func Bytes(ctx context.Context, b []byte) Image {
+	return Section(ctx, memory(b), 0, int64(len(b)))
+}
+
+// memory is bytes as an Image that needs no closing.
+type memory []byte
+
+func (m memory) Size() int64  { return int64(len(m)) }
+func (m memory) Close() error { return nil }
+
+func (m memory) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > m.Size() {
+		return 0, io.EOF
+	}
+	n := copy(p, m[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
