@@ -55,7 +55,7 @@ func (r *Repository) OpenDisk(ctx context.Context, p *Point, n int) (*Image, err
 	}
 	m := &Image{r: r, fetch: r.fetch, blocks: blocks, size: d.Size, used: d.Used, shift: r.shift, what: what}
 	m.ctx, m.cancel = context.WithCancelCause(ctx)
-	m.ahead.init(r.aheadMax)
+	m.ahead.init(r.aheadMax, r.farMax)
 	return m, nil
 }
 

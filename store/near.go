@@ -24,7 +24,7 @@ func (r *Repository) openNear(opts Options) {
 		o.Dir = filepath.Join(opts.DiskCache.Dir, r.id)
 	}
 	r.near = blockcache.New(r.backend, o)
-	r.reads = r.near
+	r.reads, r.farMax = r.near, farMax
 }
 
 // readListedPoint is readPoint for a point that a listing has just shown: one

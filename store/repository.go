@@ -40,7 +40,8 @@ type Repository struct {
 
 	rooms      sync.Pool     // *[]byte: room for what large reads fetch
 	aheadSlots chan struct{} // one for each goroutine that decodes beside a reader
-	aheadMax   int64         // largest read-ahead window, bytes
+	aheadMax   int64         // largest window that is decoded ahead, bytes
+	farMax     int64         // largest window that is fetched ahead, bytes; 0: none
 
 	kdf   keyring.KDF // for new keys; zero is the default
 	lease time.Duration

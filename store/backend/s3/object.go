@@ -253,6 +253,8 @@ func (o *object) fetchOnce(beat *pulse, p []byte, off int64) (int, error) {
 		return 0, minio.ErrorResponse{StatusCode: http.StatusPreconditionFailed, Code: minio.PreconditionFailed}
 	case err != nil:
 		return 0, err
+	case o.etag == "" && size != o.size:
+		return 0, ErrReplaced
 	case first != off || end != off+int64(len(p)) || size != o.size:
 		return 0, answered("asked for bytes %d to %d of %d, it answers with %s", off, off+int64(len(p))-1, o.size, header.Get("Content-Range"))
 	}

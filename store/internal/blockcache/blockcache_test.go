@@ -189,9 +189,7 @@ func TestAdjacentChunksAreOneRequest(t *testing.T) {
 	o := options("", 0)
 	o.Memory = 32 << 20
 	c := newCache(t, f, o)
-	if err := c.Fetch(t.Context(), []Range{{"segments/a", 0, int64(len(all["segments/a"]))}}); err != nil {
-		t.Fatal(err)
-	}
+	c.Fetch(t.Context(), Range{"segments/a", 0, int64(len(all["segments/a"]))})
 	wantRead(t, c, "segments/a", all["segments/a"], 0, len(all["segments/a"]))
 	if _, reads := f.counts(); len(reads) != 4 {
 		t.Errorf("%d requests for 12.5 MiB, want 4 of at most %d: %v", len(reads), maxRequest, reads)
@@ -204,9 +202,7 @@ func TestAdjacentChunksAreOneRequest(t *testing.T) {
 func TestWasteIsCounted(t *testing.T) {
 	f, all := newFar(t, 20*ChunkSize)
 	c := newCache(t, f, options("", 0)) // four chunks in memory
-	if err := c.Fetch(t.Context(), []Range{{"segments/a", 0, 2 * ChunkSize}}); err != nil {
-		t.Fatal(err)
-	}
+	c.Fetch(t.Context(), Range{"segments/a", 0, 2 * ChunkSize})
 	wantRead(t, c, "segments/a", all["segments/a"], 0, ChunkSize)
 	wantRead(t, c, "segments/a", all["segments/a"], 10*ChunkSize, 4*ChunkSize)
 	if s := c.Stats(); s.Wasted != ChunkSize {

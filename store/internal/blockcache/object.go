@@ -188,35 +188,30 @@ func (c *Cache) store(o *object, n int64, flights []*flight) {
 	}
 }
 
-// Range is a piece of an object, in bytes.
+// Range is a piece of an object, from Offset to before End, in bytes.
 type Range struct {
 	Object      string
 	Offset, End int64
 }
 
-// Fetch brings pieces of objects here that somebody will read soon, where they
-// are not here yet. It returns when all have been asked for, not when they
+// Fetch brings a piece of an object here that somebody will read soon, as far as
+// it is not here yet. It returns when it has been asked for, not when it
 // arrived. Errors are left to whoever reads.
-func (c *Cache) Fetch(ctx context.Context, ranges []Range) error {
-	for _, g := range ranges {
-		obj, err := c.Open(ctx, g.Object)
-		if err != nil {
-			return err
-		}
-		o, ok := obj.(*object)
-		if !ok {
-			return errors.Join(obj.Close())
-		}
-		if err := o.fetch(max(g.Offset, 0), min(g.End, o.size)); err != nil {
-			return err
-		}
+func (c *Cache) Fetch(ctx context.Context, g Range) {
+	obj, err := c.Open(ctx, g.Object)
+	if err != nil {
+		return
 	}
-	return nil
+	if o, ok := obj.(*object); ok {
+		o.fetch(max(g.Offset, 0), min(g.End, o.size))
+		return
+	}
+	_ = obj.Close() // not an object that is cached
 }
 
-func (o *object) fetch(from, to int64) error {
+func (o *object) fetch(from, to int64) {
 	if from >= to {
-		return nil
+		return
 	}
 	var missing []int64
 	for n := from / ChunkSize; n <= (to-1)/ChunkSize; n++ {
@@ -225,11 +220,9 @@ func (o *object) fetch(from, to int64) error {
 			o.c.count.ahead.Add(id.length(o.size))
 		}
 	}
-	if len(missing) == 0 {
-		return nil
+	if len(missing) > 0 {
+		_, _ = o.c.depart(o, missing, true)
 	}
-	_, err := o.c.depart(o, missing, true)
-	return err
 }
 
 // has reports whether a chunk is here or on its way.

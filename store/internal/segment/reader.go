@@ -10,6 +10,7 @@ import (
 	"math/bits"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sync/singleflight"
 
@@ -29,6 +30,8 @@ type Reader struct {
 	cancel context.CancelFunc
 	opens  singleflight.Group
 	coders sync.Pool // of *decoder
+	// distrust makes a cache that b is forget an object; nil: it is none.
+	distrust func(name string)
 
 	mu     sync.Mutex
 	closed bool
@@ -67,6 +70,9 @@ func NewReader(b backend.Backend, keys KeySource, o ReaderOptions) *Reader {
 		o.Logger = slog.Default()
 	}
 	r := &Reader{b: b, keys: keys, log: o.Logger}
+	if c, ok := b.(interface{ Forget(name string) }); ok {
+		r.distrust = c.Forget
+	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.coders.New = func() any { return newDecoder() }
 	r.open = newLRU[uint64](int64(o.MaxOpen), r.evict)
@@ -139,19 +145,39 @@ func (s Slot) Damage() *DamageError {
 
 var errAddr = errors.New("not the address of a blob")
 
-// with finds addr and runs do on it and its entry, for which e is the room. When the object went away meanwhile
-// (compaction wrote its next generation and removed it), it looks again.
+// with finds addr and runs do on it and its entry, for which e is the room. When
+// the object went away meanwhile (compaction wrote its next generation and
+// removed it), it looks again.
+//
+// Damage may be that of a copy that a cache keeps, or of an object that was
+// repaired since: before it is believed, the object is read once more from
+// where it is stored.
 func (r *Reader) with(ctx context.Context, addr Addr, e *entry, do func(*object, *entry) (int, error)) (int, error) {
 	if !addr.Stored() {
 		return 0, fmt.Errorf("segment: %v: %w", addr, errAddr)
 	}
+	believe := r.distrust == nil
 	for try := 0; ; try++ {
 		n, err := r.once(ctx, addr, e, do)
-		if err == nil || !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) || try == openTries {
+		var d *DamageError
+		switch {
+		case errors.As(err, &d):
+			if believe || d.Object == "" || errors.Is(err, ErrLost) || errors.Is(err, ErrRemoved) {
+				return n, err
+			}
+			believe = true
+			r.distrust(d.Object)
+		case err == nil || !gone(err) || try == openTries:
 			return n, err
 		}
 		r.Forget(addr.Segment())
 	}
+}
+
+// gone reports whether an error means that an object was removed while it was
+// open here: by its name, or by its handle on a network file system.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESTALE)
 }
 
 func (r *Reader) once(ctx context.Context, addr Addr, e *entry, do func(*object, *entry) (int, error)) (int, error) {

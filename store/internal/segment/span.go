@@ -21,6 +21,9 @@ type Span struct {
 // End is the offset of the first byte after the span.
 func (s *Span) End() int64 { return s.Offset + int64(s.Length) }
 
+// Object is the name of the object that the span is in.
+func (s *Span) Object() string { return Name(s.Addr.Segment(), s.generation) }
+
 // Locate finds blobs that are all in one segment, from the tables alone, and
 // returns their spans by offset. Those that cannot be found are left out, and
 // the error says why the first of them was.

@@ -1,0 +1,366 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"lifeboat/disk"
+	"lifeboat/disk/disktest"
+	"lifeboat/store/backend"
+	"lifeboat/store/internal/segment"
+)
+
+// afar is a backend that counts what is asked of it for segments and points,
+// and answers late.
+type afar struct {
+	backend.Backend
+	delay time.Duration
+
+	mu           sync.Mutex
+	opens, reads int
+	bytes        int64
+	after        func(name string) // called after an open; may be nil
+}
+
+func (b *afar) Open(ctx context.Context, name string) (backend.Object, error) {
+	o, err := b.Backend.Open(ctx, name)
+	if err != nil || !strings.HasPrefix(name, "segments/") && !strings.HasPrefix(name, pointPrefix) {
+		return o, err
+	}
+	b.mu.Lock()
+	b.opens++
+	after := b.after
+	b.mu.Unlock()
+	if after != nil {
+		after(name)
+	}
+	return &afarObject{o, b}, nil
+}
+
+func (b *afar) took() (opens, reads int, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	opens, reads, bytes = b.opens, b.reads, b.bytes
+	b.opens, b.reads, b.bytes = 0, 0, 0
+	return opens, reads, bytes
+}
+
+type afarObject struct {
+	backend.Object
+	b *afar
+}
+
+func (o *afarObject) ReadAt(p []byte, off int64) (int, error) {
+	o.b.mu.Lock()
+	o.b.reads++
+	o.b.bytes += int64(len(p))
+	o.b.mu.Unlock()
+	time.Sleep(o.b.delay) // what is tested is that it takes time
+	return o.Object.ReadAt(p, off)
+}
+
+// openAfar opens a world's repository behind a counting backend.
+func openAfar(t testing.TB, w *world, dir string) (*Repository, *afar) {
+	t.Helper()
+	me := actor{w.actors, fmt.Sprintf("actor-%d", w.n.Add(1))}
+	far := &afar{Backend: w.backend(t, me)}
+	opts := w.options(me)
+	opts.CacheBytes, opts.Remote = 64<<20, true
+	opts.DiskCache = DiskCache{Dir: dir, Bytes: 1 << 30}
+	r, err := Open(t.Context(), far, testPassword, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r, far
+}
+
+func openDisk(t testing.TB, r *Repository, p *Point) *Image {
+	t.Helper()
+	img, err := r.OpenDisk(t.Context(), p, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { img.Close() })
+	return img
+}
+
+// TestFromAfar: a scan makes few large requests, random reads ask for what they
+// need, and what was read stays.
+func TestFromAfar(t *testing.T) {
+	w, near := newRepo(t)
+	src := disktest.Random(1, 32<<20, 1) // does not compress
+	p := backup(t, near, "vm", nil, src, nil)
+	dir := t.TempDir()
+	r, far := openAfar(t, w, dir)
+	far.took()
+
+	img := openDisk(t, r, p)
+	for _, off := range []int64{5 << 20, 17<<20 + 4096, 11<<20 + 70_000} {
+		if _, err := img.ReadAt(make([]byte, 4096), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if opens, reads, bytes := far.took(); opens > 2 || reads > 8 || bytes > 12*64<<10 {
+		t.Errorf("3 random reads: %d opens, %d requests, %d bytes", opens, reads, bytes)
+	}
+	buf := make([]byte, 64<<10)
+	for off := int64(0); off < src.Size(); off += int64(len(buf)) {
+		if _, err := img.ReadAt(buf, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	opens, reads, bytes := far.took()
+	t.Logf("a scan of 32 MiB: %d opens, %d requests, %d bytes, %+v", opens, reads, bytes, r.near.Stats())
+	if opens > 2 || reads > 60 || bytes > src.Size()+4<<20 {
+		t.Errorf("a scan of 32 MiB: %d opens, %d requests, %d bytes", opens, reads, bytes)
+	}
+	wantDisk(t, r, p, 0, src)
+	img.Close()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	r, far = openAfar(t, w, dir)
+	if _, err := r.Points(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	far.took()
+	wantDisk(t, r, p, 0, src)
+	if opens, reads, bytes := far.took(); bytes > 4<<20 {
+		t.Errorf("after a restart: %d opens, %d requests, %d bytes", opens, reads, bytes)
+	}
+	// What is on disk is not what is in the repository's plaintext.
+	if s := r.near.Stats(); s.Corrupt != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// flipping gives one byte of each segment wrong while it is on.
+type flipping struct {
+	backend.Backend
+	at int64
+	on atomic.Bool
+}
+
+func (b *flipping) Open(ctx context.Context, name string) (backend.Object, error) {
+	o, err := b.Backend.Open(ctx, name)
+	if err != nil || !strings.HasPrefix(name, "segments/") {
+		return o, err
+	}
+	return &flippingObject{o, b}, nil
+}
+
+type flippingObject struct {
+	backend.Object
+	b *flipping
+}
+
+func (o *flippingObject) ReadAt(p []byte, off int64) (int, error) {
+	n, err := o.Object.ReadAt(p, off)
+	if i := o.b.at - off; i >= 0 && i < int64(n) && o.b.on.Load() {
+		p[i] ^= 1
+	}
+	return n, err
+}
+
+// move writes the next generation of a segment and removes the one before.
+func move(t *testing.T, r *Repository, object string) {
+	t.Helper()
+	all := func(int) bool { return true }
+	if _, err := segment.Rewrite(t.Context(), r.backend, r.keys, object, all, segment.WriterOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.backend.Remove(t.Context(), object); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPointsOnceRead cost no request but the listing, also in the next process.
+func TestPointsOnceRead(t *testing.T) {
+	w, near := newRepo(t)
+	for i := range 20 {
+		backup(t, near, fmt.Sprint("vm", i), nil, disktest.Random(uint64(i), 64<<10, 1), nil)
+	}
+	dir := t.TempDir()
+	for _, first := range []bool{true, false} {
+		r, far := openAfar(t, w, dir)
+		points, err := r.Points(t.Context())
+		if err != nil || len(points) != 20 {
+			t.Fatal(len(points), err)
+		}
+		if opens, reads, _ := far.took(); first && opens != 20 || !first && opens+reads != 0 {
+			t.Errorf("first %v: %d opens, %d requests", first, opens, reads)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A point that is damaged near us and good where it is stored is good.
+	blocks, err := filepath.Glob(filepath.Join(dir, "*", "blocks"))
+	if err != nil || len(blocks) != 1 {
+		t.Fatal(blocks, err)
+	}
+	data, err := os.ReadFile(blocks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range data {
+		data[i] ^= 1
+	}
+	if err := os.WriteFile(blocks[0], data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := openAfar(t, w, dir)
+	if points, err := r.Points(t.Context()); err != nil || len(points) != 20 {
+		t.Error(len(points), err)
+	}
+	if s := r.near.Stats(); s.Corrupt != 20 {
+		t.Errorf("%d chunks found corrupt, want 20", s.Corrupt)
+	}
+}
+
+// TestDamageNearbyIsNotBelieved: bytes that the backend gave wrong once are not
+// kept as damage once the backend gives them right.
+func TestDamageNearbyIsNotBelieved(t *testing.T) {
+	w, near := newRepo(t)
+	src := disktest.Random(1, 1<<20, 1)
+	p := backup(t, near, "vm", nil, src, nil)
+	r, far := openAfar(t, w, t.TempDir())
+	wrong := &flipping{Backend: far.Backend, at: 150 << 10}
+	far.Backend = wrong
+	wrong.on.Store(true)
+	img := openDisk(t, r, p)
+	if _, err := img.ReadAt(make([]byte, 1<<20), 0); !errors.Is(err, ErrDamaged) {
+		t.Fatalf("wrong bytes: %v", err)
+	}
+	wrong.on.Store(false)
+	wantDisk(t, r, p, 0, src)
+}
+
+// TestReadsWhileItIsCompacted: an object that is replaced by its next generation
+// is found again, whatever was open or cached of it.
+func TestReadsWhileItIsCompacted(t *testing.T) {
+	for _, cached := range []bool{false, true} {
+		t.Run(fmt.Sprint("cached=", cached), func(t *testing.T) {
+			w, near := newRepo(t)
+			src := disktest.Random(1, 4<<20, 1)
+			p := backup(t, near, "vm", nil, src, nil)
+			r := near
+			if cached {
+				r, _ = openAfar(t, w, t.TempDir())
+			}
+			img := openDisk(t, r, p)
+			if _, err := img.ReadAt(make([]byte, 4096), 0); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range objects(t, near.backend, "segments/") {
+				move(t, near, name)
+			}
+			disktest.Equal(t, img, src)
+		})
+	}
+}
+
+// TestLargeReads: whatever the offset and length, they read as small ones do.
+func TestLargeReads(t *testing.T) {
+	_, r := newRepo(t)
+	src := randomDisk(3, 9<<20+12_345)
+	twin := disktest.NewMemory(9<<20 + 12_345) // blocks that occur several times
+	for off := int64(0); off < 8<<20; off += 1 << 20 {
+		twin.WriteAt(contents(t, disktest.Random(uint64(off>>21), 1<<20, 1)), off)
+	}
+	for _, disk := range []disk.Image{src, twin} {
+		p := backup(t, r, "vm", nil, disk, nil)
+		img := openDisk(t, r, p)
+		want := contents(t, disk)
+		rapid.Check(t, func(t *rapid.T) {
+			off := rapid.Int64Range(0, img.Size()).Draw(t, "off")
+			n := rapid.IntRange(1, 6<<20).Draw(t, "n")
+			if rapid.Bool().Draw(t, "whole blocks") {
+				off, n = off&^(testBlock-1), n&^(testBlock-1)+testBlock
+			}
+			if rapid.IntRange(0, 3).Draw(t, "drop") == 0 {
+				r.cache.Drop()
+			}
+			got := make([]byte, n)
+			m, err := img.ReadAt(got, off)
+			left := min(int64(n), img.Size()-off)
+			if int64(m) != left || (m < n) != errors.Is(err, io.EOF) || string(got[:m]) != string(want[off:off+left]) {
+				t.Fatalf("%d bytes, %v, or they differ", m, err)
+			}
+		})
+	}
+}
+
+// TestLargeReadOfDamage gives what is good before it, and names it.
+func TestLargeReadOfDamage(t *testing.T) {
+	w, r := newRepo(t)
+	src := disktest.Random(1, 4<<20, 1)
+	p := backup(t, r, "vm", nil, src, nil)
+	r.Close()
+	me := actor{w.actors, "reader"}
+	wrong := &flipping{Backend: w.backend(t, me), at: 600 << 10}
+	r, err := Open(t.Context(), wrong, testPassword, w.options(me))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	img := openDisk(t, r, p)
+	if _, err := img.ReadAt(make([]byte, 1), 0); err != nil { // the tables
+		t.Fatal(err)
+	}
+	wrong.on.Store(true)
+	got := make([]byte, src.Size())
+	n, err := img.ReadAt(got, 0)
+	if !errors.Is(err, ErrDamaged) || n%testBlock != 0 || n == 0 || n >= len(got) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	sameBytes(t, "what is before the damage", got[:n], contents(t, src)[:n])
+}
+
+// TestWhatIsAskedForSurvivesAScan: large reads of much more than the cache do not
+// push out what is in use.
+func TestWhatIsAskedForSurvivesAScan(t *testing.T) {
+	w, r := newRepo(t)
+	src := disktest.Random(1, 24<<20, 1)
+	p := backup(t, r, "vm", nil, src, nil)
+	r.Close()
+	r = w.open(t) // with a cache of 8 MiB
+	defer r.Close()
+	img := openDisk(t, r, p)
+	hot := make([]byte, 16<<10)
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 2000 { // 1 MiB of them
+		if _, err := img.ReadAt(hot, rng.Int64N(64)*16<<10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	big := make([]byte, 1<<20)
+	for off := int64(1 << 20); off < src.Size(); off += int64(len(big)) {
+		if _, err := img.ReadAt(big, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	missing := 0
+	for i := range int64(64) {
+		if !img.ReadCached(hot, i*16<<10) {
+			missing++
+		}
+	}
+	if missing > 6 {
+		t.Errorf("%d of 64 hot frames are gone after a scan", missing)
+	}
+}
