@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"sync"
+	"sync/atomic"
 
 	"lifeboat/store/internal/dedupe"
 	"lifeboat/store/internal/segment"
@@ -13,12 +15,17 @@ import (
 
 const indexPrefix = dedupe.Prefix
 
-// blobIndex is the dedupe index as an ingest uses it. It doubts: before the
-// first address in a segment is used, the segment is looked at, so that a block
-// is stored again rather than taken for present when its segment was lost.
+// blobIndex is the dedupe index as an ingest uses it. It knows what is condemned,
+// and does not find it. And it doubts, since the index may name what a prune has
+// removed: before the first address in a segment is used, the segment is looked
+// at, and in one that was compacted every slot. It looks with a reader of its own,
+// that opened nothing before the ingest had its claim and read the list of the
+// condemned: what it finds then, no prune removes behind its back.
 type blobIndex struct {
-	r     *Repository
-	index *dedupe.Index
+	r         *Repository
+	index     *dedupe.Index
+	look      *segment.Reader
+	condemned atomic.Pointer[condemnedSet]
 
 	mu    sync.Mutex
 	known map[uint64]segmentState
@@ -38,13 +45,14 @@ func (r *Repository) openIndex(ctx context.Context) (*blobIndex, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &blobIndex{r: r, index: index, known: make(map[uint64]segmentState)}, nil
+	look := segment.NewReader(r.backend, r.keys, segment.ReaderOptions{MaxOpen: 64, TableBytes: 4 << 20, Logger: r.log})
+	return &blobIndex{r: r, index: index, look: look, known: make(map[uint64]segmentState)}, nil
 }
 
 // lookup finds a blob that was stored before.
 func (x *blobIndex) lookup(ctx context.Context, id segment.Identity) (segment.Addr, bool) {
 	addr, ok := x.index.Lookup(id)
-	if !ok || !addr.Stored() || !x.trusted(ctx, addr, id) {
+	if !ok || !addr.Stored() || x.condemned.Load().has(addr) || !x.trusted(ctx, addr, id) {
 		return 0, false
 	}
 	return addr, true
@@ -65,13 +73,14 @@ func (x *blobIndex) publish(ctx context.Context, pending map[segment.Identity]se
 	if !x.index.NeedsMerge() {
 		return nil
 	}
-	if err := x.index.Merge(ctx); err != nil {
+	condemned := x.condemned.Load()
+	if err := x.index.MergeKeeping(ctx, func(a segment.Addr) bool { return !condemned.has(a) }); err != nil {
 		x.r.log.Warn("could not merge runs of the dedupe index; a later backup tries again", "error", err)
 	}
 	return nil
 }
 
-func (x *blobIndex) close() error { return x.index.Close() }
+func (x *blobIndex) close() error { return errors.Join(x.index.Close(), x.look.Close()) }
 
 // trusted reports whether the segment of addr is there and has id at that
 // place. It is asked once per segment, and for every slot of one that was
@@ -83,7 +92,7 @@ func (x *blobIndex) trusted(ctx context.Context, addr segment.Addr, id segment.I
 	if state == segmentBad || state == segmentWhole {
 		return state == segmentWhole
 	}
-	slot, err := x.r.segments.Stat(ctx, addr)
+	slot, err := x.look.Stat(ctx, addr)
 	if err != nil && ctx.Err() != nil {
 		return false
 	}
@@ -93,6 +102,8 @@ func (x *blobIndex) trusted(ctx context.Context, addr segment.Addr, id segment.I
 		state = segmentLater
 	case good:
 		state = segmentWhole
+	case errors.Is(err, fs.ErrNotExist):
+		state = segmentBad // pruned
 	default:
 		state = segmentBad
 		x.r.log.Warn("the dedupe index names a block that is not there: it is stored again", "address", addr, "error", err)

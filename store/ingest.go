@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"lifeboat/store/backend"
 	"lifeboat/store/internal/segment"
 )
 
@@ -44,12 +45,14 @@ type Ingest struct {
 	claim  *claim
 	active map[*PointWriter]struct{}
 	closed bool
+
+	listed backend.Info // the list of the condemned that was read last; under app.mu
 }
 
 // NewIngest announces a writer, after sweeping what dead ones left. ctx governs
 // everything the ingest does: when it ends, all of it fails, and Close cleans
 // up. It starts the goroutines that hash and compress, and one that renews the
-// claim; Close ends them. ErrBusy means that a prune is running.
+// claim; Close ends them.
 func (r *Repository) NewIngest(ctx context.Context, opts IngestOptions) (*Ingest, error) {
 	if opts.Workers <= 0 {
 		opts.Workers = runtime.GOMAXPROCS(0)
@@ -70,15 +73,15 @@ func (r *Repository) NewIngest(ctx context.Context, opts IngestOptions) (*Ingest
 	if err := r.sweep(ctx, c.rec.Number); err != nil {
 		return giveUp(err)
 	}
-	if err := r.yieldToPrune(ctx, c.rec.Number); err != nil {
-		return giveUp(err)
-	}
 	index, err := r.openIndex(ctx)
 	if err != nil {
 		return giveUp(err)
 	}
 	in := &Ingest{r: r, opts: opts, index: index, claim: c, active: make(map[*PointWriter]struct{})}
 	in.ctx, in.cancel = context.WithCancelCause(ctx)
+	if err := in.respect(in.ctx); err != nil {
+		return giveUp(errors.Join(err, index.close()))
+	}
 	in.app = newAppender(r, c.record(), opts.commits)
 	in.pool = newPool(in)
 	in.startRenewal(c)
@@ -179,6 +182,7 @@ func (in *Ingest) keep(ctx context.Context, through uint64, next string) error {
 		if next != "" {
 			c.Pending = next
 		}
+		in.describe(c)
 	})
 	if err == nil {
 		in.app.written = nil
@@ -201,7 +205,7 @@ func (in *Ingest) nextClaim(ctx context.Context) error {
 	if err := in.checkpoint(ctx); err != nil {
 		return err
 	}
-	next, err := in.r.takeClaim(ctx, claimWriter)
+	next, err := in.r.takeClaimWith(ctx, claimWriter, in.describe)
 	if err != nil {
 		return in.app.fail(err)
 	}

@@ -40,6 +40,7 @@ type PointSpec struct {
 type PointWriter struct {
 	in     *Ingest
 	parent *pointRecord // or nil
+	holds  pointHolds
 
 	read, fresh, stored atomic.Int64
 
@@ -63,21 +64,13 @@ func (in *Ingest) Begin(spec PointSpec) (*PointWriter, error) {
 		w.rec.Consistency = CrashConsistent
 	}
 	if spec.Parent != nil {
-		// Read again, after our claim was taken: what it needs stays from now on.
-		parent, err := in.r.pointRecord(in.ctx, spec.Parent.ID)
-		if err != nil {
-			return nil, fmt.Errorf("begin a point: its parent: %w", err)
-		}
-		w.parent, w.rec.Parent = parent, parent.ID
+		w.holds.parent = spec.Parent.ID
+	}
+	if err := in.enter(w); err != nil {
+		w.Abort()
+		return nil, fmt.Errorf("begin a point: %w", err)
 	}
 	w.stamp()
-	in.mu.Lock()
-	if in.closed {
-		in.mu.Unlock()
-		return nil, fmt.Errorf("begin a point: the ingest is %w", ErrClosed)
-	}
-	in.active[w] = struct{}{}
-	in.mu.Unlock()
 	if err := w.addConfig(in.ctx, spec.Config); err != nil {
 		w.Abort()
 		return nil, fmt.Errorf("begin a point: %w", err)
@@ -208,12 +201,16 @@ func (w *PointWriter) Commit(ctx context.Context) (*Point, error) {
 	ctx, stop := w.in.bind(ctx)
 	defer stop()
 	w.rec.ReadBytes, w.rec.NewBytes, w.rec.StoredBytes = w.read.Load(), w.fresh.Load(), w.stored.Load()
-	if err := w.in.commit(ctx, &w.rec); err != nil {
+	if err := w.in.commit(ctx, w); err != nil {
 		w.err = err
 		return nil, fmt.Errorf("commit: %w", err)
 	}
 	w.ended = true
 	w.in.leave(w)
+	if err := w.in.r.lockObjects(ctx, &w.rec); err != nil {
+		w.in.r.log.Error("the restore point is made, but the storage has not locked all that it needs; the next backup of the VM tries again",
+			"point", w.rec.ID, "error", err)
+	}
 	return w.rec.public(), nil
 }
 
@@ -257,7 +254,8 @@ func (in *Ingest) bind(ctx context.Context) (context.Context, func()) {
 }
 
 // commit follows the order in claim.go.
-func (in *Ingest) commit(ctx context.Context, rec *pointRecord) error {
+func (in *Ingest) commit(ctx context.Context, w *PointWriter) error {
+	rec := &w.rec
 	in.app.mu.Lock()
 	defer in.app.mu.Unlock()
 	if ctx.Err() != nil {
@@ -289,6 +287,7 @@ func (in *Ingest) commit(ctx context.Context, rec *pointRecord) error {
 	}
 	// The point is there, come what may.
 	after := context.WithoutCancel(ctx)
+	in.letGo(w)
 	if err := in.keep(after, through, newPointID()); err != nil {
 		// Nobody removes what the point needs, but this claim must not be used
 		// any more: its pending point exists.

@@ -116,15 +116,18 @@ func (rec *pointRecord) public() *Point {
 
 // decodeStrict decodes exactly one JSON value of the known format into v, which
 // has a field "format".
-func decodeStrict(data []byte, v any) error {
+func decodeStrict(data []byte, v any) error { return decodeFormat(data, v, recordFormat) }
+
+// decodeFormat is decodeStrict of another format.
+func decodeFormat(data []byte, v any, format int) error {
 	var head struct {
 		Format int `json:"format"`
 	}
 	if err := json.Unmarshal(data, &head); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if head.Format != recordFormat {
-		return fmt.Errorf("%w: format %d, this Lifeboat knows %d: use a newer one", ErrVersion, head.Format, recordFormat)
+	if head.Format != format {
+		return fmt.Errorf("%w: format %d, this Lifeboat knows %d: use a newer one", ErrVersion, head.Format, format)
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()

@@ -67,6 +67,12 @@ func (x *Index) Merge(ctx context.Context) error {
 	return x.merge(ctx, pick, nil)
 }
 
+// MergeKeeping is Merge that leaves out the entries of the runs it joins whose
+// address keep refuses.
+func (x *Index) MergeKeeping(ctx context.Context, keep func(segment.Addr) bool) error {
+	return x.merge(ctx, pick, keep)
+}
+
 // Compact joins all runs into one and leaves out the entries whose address
 // keep refuses. keep nil keeps all.
 func (x *Index) Compact(ctx context.Context, keep func(segment.Addr) bool) error {
