@@ -242,7 +242,7 @@ func FuzzRun(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b := backendtest.NewMemory()
 		backendtest.Put(t, b, id.object(), data, backend.Exclusive)
-		r, err := openRun(t.Context(), b, testKeys(), id, func(*DamageError) {})
+		r, err := openRun(t.Context(), b, testKeys(), id, opening{damaged: func(*DamageError) {}})
 		if err == nil {
 			r.lookup(identity(0), filterKey(identity(0)))
 			r.obj.Close()
@@ -250,7 +250,7 @@ func FuzzRun(f *testing.F) {
 		// What is inside the seals, as it is.
 		(&run{}).parseDirectory(append(make([]byte, directoryHead), data...), int64(len(data)))
 		for _, pages := range []int{1, 3} {
-			p, err := decodePartition(data, pages, pages*pageEntries)
+			p, err := decodePartition(data, pages, pages*pageEntries, true)
 			if err != nil {
 				continue
 			}
@@ -275,14 +275,14 @@ func TestSummaryBounds(t *testing.T) {
 		if len(text)+tagSize > maxSummary(p.entries) {
 			t.Errorf("%d entries: a summary of %d bytes is above the limit", p.entries, len(text)+tagSize)
 		}
-		back, err := decodePartition(text, p.pages(), p.entries)
+		back, err := decodePartition(text, p.pages(), p.entries, true)
 		if err != nil || !slices.Equal(back.fences, p.fences) || !slices.Equal(back.filter.Fingerprints, p.filter.Fingerprints) {
 			t.Errorf("%d entries: %v", p.entries, err)
 		}
 		for i := range summaryFixed { // each field, made absurd
 			bad := slices.Clone(text)
 			bad[i] ^= 0x80
-			if q, err := decodePartition(bad, p.pages(), p.entries); err == nil {
+			if q, err := decodePartition(bad, p.pages(), p.entries, true); err == nil {
 				q.filter.Contains(12345)
 			}
 		}

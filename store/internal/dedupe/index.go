@@ -45,6 +45,10 @@ import (
 type Options struct {
 	// Logger gets what is damaged. Default: nowhere.
 	Logger *slog.Logger
+	// NoLookups is for who merges runs and looks nothing up: the index then
+	// takes 0.02 bytes an entry instead of 1.17. Lookup gives the same answers,
+	// slowly.
+	NoLookups bool
 	// Now is the clock that stamps runs. Default: time.Now.
 	Now func() time.Time
 }
@@ -225,7 +229,7 @@ func (x *Index) open(ctx context.Context, id runID) (*run, error) {
 	report := func(d *DamageError) {
 		x.opts.Logger.Warn("part of the dedupe index is lost until it is rebuilt", "err", d)
 	}
-	r, err := openRun(x.ctx, x.b, x.keys, id, report)
+	r, err := openRun(x.ctx, x.b, x.keys, id, opening{damaged: report, replaces: x.blindRuns, blind: x.opts.NoLookups})
 	var damage *DamageError
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -22,7 +22,7 @@ type partition struct {
 	page    int   // number of its first page, in the run
 	entries int
 	fences  []uint32
-	filter  xorfilter.BinaryFuse[uint8]
+	filter  *filter // nil: see run.blind
 }
 
 func (p *partition) pages() int { return len(p.fences) }
@@ -92,7 +92,8 @@ func maxSummary(entries int) int {
 // decodePartition parses a summary of which the directory has said how many
 // pages and entries it is about. It checks all that reading relies on, so
 // that not even a summary with the right seal can make it go out of bounds.
-func decodePartition(b []byte, pages, entries int) (*partition, error) {
+// Without lookups it keeps no filter.
+func decodePartition(b []byte, pages, entries int, lookups bool) (*partition, error) {
 	if len(b) < summaryFixed+4*pages {
 		return nil, fmt.Errorf("%d bytes are too few", len(b))
 	}
@@ -116,12 +117,21 @@ func decodePartition(b []byte, pages, entries int) (*partition, error) {
 	if len(bytes.Trim(rest[size:], "\x00")) > 0 {
 		return nil, errors.New("its padding is not zero")
 	}
-	p.filter = xorfilter.BinaryFuse[uint8]{
-		Seed: binary.LittleEndian.Uint64(b[24:]), SegmentLength: length, SegmentLengthMask: length - 1,
-		SegmentCount: count, SegmentCountLength: count * length, Fingerprints: bytes.Clone(rest[:size]),
+	if !lookups {
+		return p, nil
 	}
+	p.filter = keepFilter(xorfilter.BinaryFuse[uint8]{
+		Seed: binary.LittleEndian.Uint64(b[24:]), SegmentLength: length, SegmentLengthMask: length - 1,
+		SegmentCount: count, SegmentCountLength: count * length, Fingerprints: rest[:size],
+	})
 	return p, nil
 }
 
 // memory is what it occupies, in bytes.
-func (p *partition) memory() int { return 4*cap(p.fences) + cap(p.filter.Fingerprints) }
+func (p *partition) memory() int {
+	n := 4 * cap(p.fences)
+	if p.filter != nil {
+		n += cap(p.filter.Fingerprints)
+	}
+	return n
+}

@@ -43,17 +43,30 @@ func (r *run) damage(offset, length int64, reason string) *DamageError {
 	return &DamageError{r.id.object(), offset, length, reason}
 }
 
-// openRun reads trailer and directory of a run, and its summaries too. What is
-// wrong with a summary goes to damaged, and the run is of use without it.
-func openRun(ctx context.Context, b backend.Backend, keys Keys, id runID, damaged func(*DamageError)) (*run, error) {
+// opening says how to open a run.
+type opening struct {
+	// damaged hears what is wrong with a summary; the run is of use without it.
+	damaged func(*DamageError)
+	// replaces, if not nil, hears what the run replaces before its summaries
+	// take memory.
+	replaces func([]runID)
+	// blind leaves the filters out.
+	blind bool
+}
+
+// openRun reads trailer and directory of a run, and its summaries too.
+func openRun(ctx context.Context, b backend.Backend, keys Keys, id runID, o opening) (*run, error) {
 	obj, err := b.Open(ctx, id.object())
 	if err != nil {
 		return nil, err
 	}
 	r := &run{id: id, obj: obj}
 	dir, err := r.readDirectory(keys)
+	if err == nil && o.replaces != nil {
+		o.replaces(r.replaces)
+	}
 	if err == nil {
-		err = r.readSummaries(dir, damaged)
+		err = r.readSummaries(dir, o)
 	}
 	if err != nil {
 		return nil, errors.Join(err, obj.Close())
@@ -148,7 +161,7 @@ func (p place) check(last bool) error {
 	return nil
 }
 
-func (r *run) readSummaries(places []place, damaged func(*DamageError)) error {
+func (r *run) readSummaries(places []place, o opening) error {
 	var buf []byte
 	for i, pl := range places {
 		buf = slices.Grow(buf[:0], pl.summary)[:pl.summary]
@@ -159,10 +172,10 @@ func (r *run) readSummaries(places []place, damaged func(*DamageError)) error {
 		}
 		var p *partition
 		if err == nil {
-			p, err = r.openSummary(i, pl, buf)
+			p, err = r.openSummary(i, pl, buf, !o.blind)
 		}
 		if err != nil {
-			damaged(r.damage(at, int64(pl.summary), fmt.Sprintf("summary of partition %d: %v", i, err)))
+			o.damaged(r.damage(at, int64(pl.summary), fmt.Sprintf("summary of partition %d: %v", i, err)))
 			p = nil
 		}
 		r.addPartition(p)
@@ -170,12 +183,12 @@ func (r *run) readSummaries(places []place, damaged func(*DamageError)) error {
 	return nil
 }
 
-func (r *run) openSummary(i int, pl place, sealed []byte) (*partition, error) {
+func (r *run) openSummary(i int, pl place, sealed []byte, lookups bool) (*partition, error) {
 	plain, err := r.seal.open(summaryKind, i, sealed, nil)
 	if err != nil {
 		return nil, err
 	}
-	p, err := decodePartition(plain, pl.pages, pl.entries)
+	p, err := decodePartition(plain, pl.pages, pl.entries, lookups)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +243,7 @@ func (r *run) find(id segment.Identity) *partition {
 // not be read; id may be in it.
 func (r *run) lookup(id segment.Identity, key uint64) (segment.Addr, bool, error) {
 	p := r.find(id)
-	if p == nil || !p.filter.Contains(key) {
+	if p == nil || !p.mayHold(key) {
 		return 0, false, nil
 	}
 	s := r.seal.pool.Get().(*scratch)

@@ -41,7 +41,7 @@ func verifyObject(ctx context.Context, b backend.Backend, keys Keys, info backen
 		report(&DamageError{info.Name, 0, info.Size, "no run has such a name: nothing uses it"})
 		return nil
 	}
-	r, err := openRun(ctx, b, keys, id, report)
+	r, err := openRun(ctx, b, keys, id, opening{damaged: report, blind: !pages})
 	var damage *DamageError
 	switch {
 	case errors.As(err, &damage):
@@ -99,7 +99,7 @@ func (p *partition) inconsistent(page int, entries []byte, last *segment.Identit
 		if !begin && bytesCompare(*last, e.ID) >= 0 {
 			return "its entries are out of order"
 		}
-		if !p.filter.Contains(filterKey(e.ID)) {
+		if !p.mayHold(filterKey(e.ID)) {
 			return "the filter denies one of its entries"
 		}
 		*last, begin = e.ID, false

@@ -104,11 +104,11 @@ func (w *runWriter) finishPage() error {
 }
 
 func (w *runWriter) finishPartition() error {
-	filter, err := xorfilter.BuildBinaryFuse[uint8](&w.build.fuse, w.build.keys)
+	fuse, err := xorfilter.BuildBinaryFuse[uint8](&w.build.fuse, w.build.keys)
 	if err != nil {
 		return fmt.Errorf("dedupe index: filter of %d entries: %w", len(w.build.keys), err)
 	}
-	w.part.filter = filter
+	w.part.filter = &filter{fuse}
 	summary := w.part.encode()
 	if err := w.emit(summaryKind, len(w.places), summary, nil); err != nil {
 		return err
