@@ -204,7 +204,7 @@ func believe(passed int64) int64 {
 }
 
 func (r *Repository) onServerTime() bool {
-	s, ok := r.backend.(serverClock)
+	s, ok := backend.As[serverClock](r.backend)
 	return ok && s.ServerClock()
 }
 
