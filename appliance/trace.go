@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,13 @@ const DefaultTraceWindow = 5 * time.Minute
 // traceSaveWithin bounds how long a trace may take to be written: the end of a
 // publish does not wait longer for a thing that is only good for speed.
 const traceSaveWithin = 10 * time.Second
+
+// tracesAtOnce is how many traces are replayed at the same time, and
+// traceRequests how many requests all of them make together.
+const (
+	tracesAtOnce  = 2
+	traceRequests = 16
+)
 
 // bootTraces records what a published VM reads in its first minutes, and reads
 // what it read the last time before it asks. All of it is best effort: what goes
@@ -65,14 +73,23 @@ func (b *bootTraces) image(pt *store.Point, img *store.Image, key int) disk.Imag
 func (b *bootTraces) start(ctx context.Context, record bool) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
+	replays := make(chan struct{}, tracesAtOnce)
 	for _, rec := range b.recorders {
 		if record && b.window > 0 {
 			rec.Record()
 			running.Go(func() { b.watch(ctx, rec) })
 		}
-		if !b.noPrefetch {
-			running.Go(func() { b.replay(ctx, rec) })
+		if b.noPrefetch {
+			continue
 		}
+		running.Go(func() {
+			select {
+			case replays <- struct{}{}:
+				defer func() { <-replays }()
+				b.replay(ctx, rec)
+			case <-ctx.Done():
+			}
+		})
 	}
 	return func() {
 		cancel()
@@ -144,11 +161,18 @@ func (b *bootTraces) replayFrom(ctx context.Context, from backend.Backend, rec *
 		return
 	}
 	stats, err := b.repo.Prefetch(ctx, pt, trace, store.PrefetchOptions{
-		MemoryBytes: b.repo.CacheBytes() / 2 / int64(len(b.recorders)), Waiting: rec.Waiting,
+		Parallel:    traceRequests / min(tracesAtOnce, len(b.recorders)),
+		MemoryBytes: b.repo.CacheBytes() / 2 / int64(len(b.recorders)),
+		Waiting:     b.waiting,
 	})
 	if err != nil && ctx.Err() == nil {
 		b.log.Warn("reading ahead of the boot broke off", "vm", pt.VM, "err", err)
 	}
 	b.log.Info("read ahead of the boot", "vm", pt.VM, "blocks", stats.Blocks, "ready", stats.Ready, "requests", stats.Requests,
 		"bytes", stats.Bytes, "decoded", stats.Decoded, "failed", stats.Failed, "took", stats.Duration)
+}
+
+// waiting reports whether any of the VMs waits for a read.
+func (b *bootTraces) waiting() bool {
+	return slices.ContainsFunc(b.recorders, (*store.TraceRecorder).Waiting)
 }

@@ -22,9 +22,12 @@ import (
 // away the time goes into the number of requests, not into bytes. While one
 // window is being read the next is planned.
 //
-// Whoever reads for real comes first. While a read waits for something that is
-// not in memory, a replay keeps to a quarter of its requests, so that there is
-// room on the line; what it decodes it decodes on half of the processors.
+// Whoever reads for real comes first. A real read waits for no request of a
+// replay, unless a cache below joins the two. While one waits for something that
+// is not in memory, a replay keeps to a quarter of its requests. Requests that
+// take long get smaller, so that what is in flight, and ahead of a real read on
+// the line, is what the line carries in prefetchPace. And what it decodes it
+// decodes on half of the processors.
 //
 // The sealed bytes come through the backend, and stay in the cache on local
 // disk if there is one. The decoded blocks go to the cache in memory, up to half
@@ -35,10 +38,13 @@ const (
 	// prefetchGap is the largest hole in a request, in bytes: at 1 Gbit/s it
 	// costs 2 ms, a request of its own costs ten and more.
 	prefetchGap = 256 << 10
-	// firstRequest and lastRequest are the largest requests of the first and of
-	// later windows, in bytes.
+	// A request of the first window has at most firstRequest bytes; later ones,
+	// as long as they are quick, up to mostRequest, else down to leastRequest.
+	leastRequest = 128 << 10
 	firstRequest = 512 << 10
-	lastRequest  = 4 << 20
+	mostRequest  = 2 << 20
+	// prefetchPace is how long a request may take.
+	prefetchPace = 100 * time.Millisecond
 	// prefetchParallel is how many requests are made at the same time.
 	prefetchParallel = 16
 	// prefetchTries is how many requests may fail before a replay gives up.
@@ -71,14 +77,14 @@ type PrefetchStats struct {
 // somebody asks for them. It reports what it did even with an error; an error
 // costs nobody anything but time.
 func (r *Repository) Prefetch(ctx context.Context, p *Point, t *Trace, opts PrefetchOptions) (PrefetchStats, error) {
-	start := r.clock()
+	start := time.Now()
 	rec, err := r.recordOf(ctx, p)
 	if err != nil {
 		return PrefetchStats{}, err
 	}
 	f := newPrefetcher(r, rec, t, opts)
 	err = f.run(ctx)
-	f.stats.Duration = r.clock().Sub(start)
+	f.stats.Duration = time.Since(start)
 	if err != nil {
 		err = fmt.Errorf("prefetch of point %s: %w", p.ID, damaged(err))
 	}
@@ -97,8 +103,9 @@ type prefetcher struct {
 
 	room int64 // bytes of decoded blocks that memory may still take; the planner's
 
-	mu    sync.Mutex // guards stats
-	stats PrefetchStats
+	mu      sync.Mutex // guards what follows
+	slowest time.Duration
+	stats   PrefetchStats
 }
 
 func newPrefetcher(r *Repository, rec *pointRecord, t *Trace, opts PrefetchOptions) *prefetcher {
@@ -171,7 +178,7 @@ func (f *prefetcher) windows(ctx context.Context, do func(window []tracedBlock, 
 			return context.Cause(ctx)
 		}
 		err := do(window, largest)
-		limit, largest = min(limit*4, lastWindow), min(largest*2, lastRequest)
+		limit, largest = min(limit*4, lastWindow), f.pace(largest)
 		window = window[:0]
 		return err
 	}
@@ -190,6 +197,19 @@ func (f *prefetcher) windows(ctx context.Context, do func(window []tracedBlock, 
 		return err
 	}
 	return nil
+}
+
+// pace is the size of the largest requests to come, by how long the last ones
+// took.
+func (f *prefetcher) pace(largest int64) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	slowest := f.slowest
+	f.slowest = 0
+	if slowest > prefetchPace {
+		return max(largest/2, leastRequest)
+	}
+	return min(largest*2, mostRequest)
 }
 
 // all yields the blocks of the trace that the trees have.
@@ -215,12 +235,13 @@ func (t *Trace) all(trees []*blockmap.Tree) func(yield func(tracedBlock) bool) {
 func (f *prefetcher) fetch(ctx context.Context, q prefetchRequest) error {
 	room := f.rooms.Get().(*[]byte)
 	defer f.rooms.Put(room)
+	begin := time.Now()
 	batch, err := f.r.segments.Fetch(ctx, q.spans, *room)
 	if err != nil {
 		return f.judge(ctx, err)
 	}
 	*room = batch.Room()
-	f.count(func(s *PrefetchStats) { s.Requests++; s.Bytes += int64(len(*room)) })
+	f.note(int64(len(*room)), time.Since(begin))
 	if !q.memory {
 		return nil
 	}
@@ -245,16 +266,25 @@ func (f *prefetcher) decode(ctx context.Context, batch *segment.Batch) error {
 			continue
 		}
 		f.r.fetch.put(batch.Addr(i), (*block)[:n])
-		f.count(func(s *PrefetchStats) { s.Decoded += int64(n) })
+		f.decoded(n)
 		runtime.Gosched()
 	}
 	return nil
 }
 
-func (f *prefetcher) count(change func(*PrefetchStats)) {
+// note counts a request that was answered.
+func (f *prefetcher) note(bytes int64, took time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	change(&f.stats)
+	f.stats.Requests++
+	f.stats.Bytes += bytes
+	f.slowest = max(f.slowest, took)
+}
+
+func (f *prefetcher) decoded(bytes int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stats.Decoded += int64(bytes)
 }
 
 // judge forgives errors, but not too many: whoever needs the block will meet

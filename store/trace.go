@@ -157,10 +157,12 @@ func appendTouch(runs []traceRun, disk int, block int64) []traceRun {
 
 // TraceName is the object that the trace of the point's VM is kept in. It does
 // not tell the name of the VM to who sees the names of objects.
-func (r *Repository) TraceName(p *Point) string {
-	vm := "id " + p.VMID
-	if p.VMID == "" {
-		vm = "name " + p.VM
+func (r *Repository) TraceName(p *Point) string { return r.traceName(p.VM, p.VMID) }
+
+func (r *Repository) traceName(name, id string) string {
+	vm := "id " + id
+	if id == "" {
+		vm = "name " + name
 	}
 	key := r.keys.SubKey("boot trace name", nil)
 	h, err := blake3.NewKeyed(key[:])
@@ -211,6 +213,27 @@ func (r *Repository) SaveTrace(ctx context.Context, to backend.Backend, p *Point
 	}
 	if err := putObject(ctx, r.placeOf(to), name, sealed, backend.Replace); err != nil {
 		return fmt.Errorf("boot trace of %s: %w", p.VM, err)
+	}
+	return nil
+}
+
+// sweepTraces removes the traces of VMs of which there is no point any more. A
+// prune calls it with all points that stay.
+func (r *Repository) sweepTraces(ctx context.Context, points []*pointRecord) error {
+	names := make(map[string]struct{}, len(points))
+	for _, rec := range points {
+		names[r.traceName(rec.VM, rec.VMID)] = struct{}{}
+	}
+	for info, err := range r.backend.List(ctx, tracePrefix) {
+		if err != nil {
+			return fmt.Errorf("list the boot traces: %w", err)
+		}
+		if _, used := names[info.Name]; used {
+			continue
+		}
+		if err := r.backend.Remove(ctx, info.Name); err != nil {
+			return fmt.Errorf("remove a boot trace: %w", err)
+		}
 	}
 	return nil
 }
