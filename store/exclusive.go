@@ -33,7 +33,7 @@ import (
 var ErrNotExclusive = fmt.Errorf("%w: this storage cannot keep two writers apart: it ignores If-None-Match", ErrBusy)
 
 // aloneSettle is how long a claim that another wrote at the same moment is
-// waited for.
+// waited for, and at most a twentieth of a lease.
 const aloneSettle = 2 * time.Second
 
 // exclusiveProbe is what is known of Exclusive.
@@ -68,7 +68,7 @@ func (r *Repository) checkAlone(ctx context.Context, c *claim) error {
 	if holds, err := r.exclusiveBackend(ctx); err != nil || holds {
 		return err
 	}
-	settled := time.NewTimer(aloneSettle)
+	settled := time.NewTimer(min(aloneSettle, r.lease/20))
 	defer settled.Stop()
 	select {
 	case <-settled.C:

@@ -70,7 +70,7 @@ func testLarge(t *testing.T, b backend.Backend) {
 
 // testSizes: what lies around the sizes that buffers and parts have.
 func testSizes(t *testing.T, b backend.Backend) {
-	for i, size := range []int{1, 511, 4095, 4097, 65_535, 65_536, 131_071, 131_072, 131_073, 262_145, 5<<20 - 1, 5 << 20, 5<<20 + 1} {
+	for i, size := range []int{1, 511, 4095, 4097, 65_535, 65_536, 131_071, 131_072, 131_073, 262_145, 5 << 20, 5<<20 + 1} {
 		name := fmt.Sprintf("sizes/%d", size)
 		data := noise(byte(i), size)
 		Put(t, b, name, data, backend.Exclusive)
