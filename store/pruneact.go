@@ -123,7 +123,7 @@ func (p *pruner) compactIndex(ctx context.Context, batches []*condemnedBatch) er
 		return nil
 	}
 	p.tell("compacting the dedupe index", 0, 0)
-	index, err := dedupe.Open(ctx, p.r.backend, p.r.keys, dedupe.Options{Logger: p.r.log, Now: p.r.clock})
+	index, err := dedupe.Open(ctx, p.r.backend, p.r.keys, dedupe.Options{Logger: p.r.log, Now: p.r.clock, NoLookups: true})
 	if err != nil {
 		return err
 	}
