@@ -21,6 +21,10 @@ type Config struct {
 	PasswordFile string `yaml:"password_file"`
 	// CacheMiB bounds the cache of decoded blocks, in MiB; 0 is the default.
 	CacheMiB int64 `yaml:"cache_mib"`
+	// CacheDir and CacheSize are of the cache on local disk; see DiskCache. The
+	// size is bytes with a unit, such as 20G, or off.
+	CacheDir  string `yaml:"cache_dir"`
+	CacheSize string `yaml:"cache_size"`
 	// Publish are the defaults of `lifeboat publish`.
 	Publish struct {
 		Listen    string   `yaml:"listen"`

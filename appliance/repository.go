@@ -73,6 +73,7 @@ func OpenRepository(ctx context.Context, url string, password []byte, opts store
 	if err != nil {
 		return nil, err
 	}
+	opts.Remote = opts.Remote || remote(url)
 	repo, err := store.Open(ctx, b, password, opts)
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w", url, err)

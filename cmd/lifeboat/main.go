@@ -81,6 +81,8 @@ func (p *program) app() *cli.App {
 			&cli.StringFlag{Name: "repo", Usage: "the repository: a `PATH`", EnvVars: []string{"LIFEBOAT_REPO"}},
 			&cli.StringFlag{Name: "state", Usage: "where sessions are kept, a `DIR`", EnvVars: []string{"LIFEBOAT_STATE"}},
 			&cli.StringFlag{Name: "config", Usage: "configuration `FILE` (YAML)", EnvVars: []string{"LIFEBOAT_CONFIG"}},
+			&cli.StringFlag{Name: "cache-dir", Usage: "keep what is read of the repository in `DIR` (default for S3: cache in the state directory)", EnvVars: []string{"LIFEBOAT_CACHE_DIR"}},
+			&cli.StringFlag{Name: "cache-size", Usage: "keep that many `BYTES` there, such as 20G, or off (default: a tenth of what is free, at most 20G)", EnvVars: []string{"LIFEBOAT_CACHE_SIZE"}},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON document when done"},
 			&cli.BoolFlag{Name: "verbose", Usage: "log what happens to stderr"},
 		},
@@ -157,6 +159,12 @@ func (p *program) before(c *cli.Context) error {
 	}
 	if v := c.String("state"); v != "" {
 		p.config.State = v
+	}
+	if v := c.String("cache-dir"); v != "" {
+		p.config.CacheDir = v
+	}
+	if v := c.String("cache-size"); v != "" {
+		p.config.CacheSize = v
 	}
 	if p.config.State == "" {
 		p.config.State = defaultState()

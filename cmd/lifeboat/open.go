@@ -19,8 +19,12 @@ func (p *program) openRepo(ctx context.Context) (*store.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
+	cache, err := p.config.DiskCache()
+	if err != nil {
+		return nil, err
+	}
 	return appliance.OpenRepository(ctx, p.config.Repo, pw, store.Options{
-		CacheBytes: p.config.CacheMiB << 20, Logger: p.log,
+		CacheBytes: p.config.CacheMiB << 20, DiskCache: cache, Logger: p.log,
 	})
 }
 
