@@ -83,7 +83,7 @@ func copied(t testing.TB, r *Repository, blockSize int) *Repository {
 // TestRepairFromCopy: whatever happens to segments, points, index and header,
 // with a copy everything is as it was.
 func TestRepairFromCopy(t *testing.T) {
-	for seed := range uint64(crashRuns(t, 25)) {
+	for seed := range uint64(crashRuns(t, 12)) {
 		s := newSample(t)
 		r := s.w.open(t)
 		from := copied(t, r, 64<<10<<(seed%2))
@@ -123,7 +123,7 @@ func TestRepairFromCopy(t *testing.T) {
 // TestRepairAlone: without a copy what is lost is marked, nothing else is lost by
 // it, and a backup of the same disk with Heal puts it back.
 func TestRepairAlone(t *testing.T) {
-	for seed := range uint64(crashRuns(t, 25)) {
+	for seed := range uint64(crashRuns(t, 12)) {
 		s := newSample(t)
 		r := s.w.open(t)
 		// One segment: a node of a map and the blocks that it leads to at once can't
