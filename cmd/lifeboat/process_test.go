@@ -41,7 +41,7 @@ func (w workspace) path(name string) string { return filepath.Join(w.dir, name) 
 func (w workspace) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Dir = w.dir
-	cmd.Env = append(os.Environ(), actAsProgram+"=1", "LIFEBOAT_CONFIG=", "LIFEBOAT_PASSWORD_FILE=", "LIFEBOAT_PASSWORD=test",
+	cmd.Env = append(os.Environ(), actAsProgram+"=1", "LIFEBOAT_CONFIG=", "LIFEBOAT_PASSWORD_FILE=", "LIFEBOAT_PASSWORD=test", "LIFEBOAT_TO_PASSWORD=test",
 		"LIFEBOAT_REPO="+w.path("repo"), "LIFEBOAT_STATE="+w.path("state"))
 	return cmd
 }
