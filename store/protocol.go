@@ -87,6 +87,14 @@ func (in *Ingest) describe(c *claimRecord) {
 
 // enter takes up a point. On error the point is to be aborted.
 func (in *Ingest) enter(w *PointWriter) error {
+	err := in.admit(w)
+	if err != nil && in.ctx.Err() != nil {
+		return context.Cause(in.ctx)
+	}
+	return err
+}
+
+func (in *Ingest) admit(w *PointWriter) error {
 	in.app.mu.Lock()
 	defer in.app.mu.Unlock()
 	if err := in.respect(in.ctx); err != nil {
