@@ -78,7 +78,7 @@ func (p *program) app() *cli.App {
 		ErrWriter:              p.stderr,
 		UseShortOptionHandling: false,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "repo", Usage: "the repository: a `PATH`", EnvVars: []string{"LIFEBOAT_REPO"}},
+			&cli.StringFlag{Name: "repo", Usage: "the repository: a `PATH`, or s3://BUCKET/PREFIX?endpoint=https://HOST:PORT&region=REGION with keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", EnvVars: []string{"LIFEBOAT_REPO"}},
 			&cli.StringFlag{Name: "state", Usage: "where sessions are kept, a `DIR`", EnvVars: []string{"LIFEBOAT_STATE"}},
 			&cli.StringFlag{Name: "config", Usage: "configuration `FILE` (YAML)", EnvVars: []string{"LIFEBOAT_CONFIG"}},
 			&cli.StringFlag{Name: "cache-dir", Usage: "keep what is read of the repository in `DIR` (default for S3: cache in the state directory)", EnvVars: []string{"LIFEBOAT_CACHE_DIR"}},

@@ -38,7 +38,7 @@ func background(ts *testscript.TestScript, neg bool, args []string) {
 	p.cmd = exec.Command(args[1], args[2:]...)
 	p.cmd.Dir = ts.MkAbs(".")
 	p.cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "HOME=" + ts.Getenv("WORK")}
-	for _, name := range []string{"LIFEBOAT_REPO", "LIFEBOAT_STATE", "LIFEBOAT_PASSWORD", "TZ", "TMPDIR"} {
+	for _, name := range []string{"LIFEBOAT_REPO", "LIFEBOAT_STATE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "LIFEBOAT_PASSWORD", "TZ", "TMPDIR"} {
 		p.cmd.Env = append(p.cmd.Env, name+"="+ts.Getenv(name))
 	}
 	p.cmd.Stderr = &p.stderr

@@ -26,11 +26,16 @@ func TestScript(t *testing.T) {
 			env.Setenv("TZ", "UTC")
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"mkdisk": mkdisk, "scribble": scribble, "flip": flip, "json": jsonField, "same": same, "patch": patch, "size": sizeIs, "code": exitCodeIs, "mkrepo": mkrepo,
-			"background": background, "stop": stop, "crash": crash, "nfs": nfs,
-		},
+		Cmds: scriptCommands(),
 	})
+}
+
+// scriptCommands are what scripts have besides testscript's own.
+func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		"mkdisk": mkdisk, "scribble": scribble, "flip": flip, "json": jsonField, "same": same, "patch": patch, "size": sizeIs, "code": exitCodeIs, "mkrepo": mkrepo,
+		"background": background, "stop": stop, "crash": crash, "nfs": nfs,
+	}
 }
 
 // mkdisk FILE SIZE SEED OFFSET:LENGTH… makes a sparse raw disk with
