@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -152,7 +153,7 @@ func protectItems(ctx context.Context, st *State, repo *store.Repository, items 
 		if why := protected[item.ID]; why != nil {
 			item.protect(why)
 		}
-		if session, ok := inUse[item.ID]; ok {
+		if session, ok := inUse[item.ID]; ok && item.Action == ActionRemove {
 			item.keep(fmt.Sprintf("in use by session %q", session))
 		}
 	}
@@ -161,6 +162,11 @@ func protectItems(ctx context.Context, st *State, repo *store.Repository, items 
 
 // protect keeps a point that the store refuses to remove.
 func (i *RetentionItem) protect(err error) {
+	var held *store.HeldError
+	if errors.As(err, &held) {
+		i.keep("in use by " + cmp.Or(held.Hold.Purpose, "a session") + " on " + held.Hold.Host)
+		return
+	}
 	var why *store.ProtectedError
 	if !errors.As(err, &why) {
 		i.keep(err.Error())
@@ -194,39 +200,37 @@ func sessionsOfPoints(st *State) (map[string]string, error) {
 	return out, nil
 }
 
-// forgetters is how many points are forgotten at the same time.
-const forgetters = 16
+// Points are forgotten so many in one go, and so many goes at the same time.
+const (
+	forgetBatch = 50
+	forgetters  = 8
+)
 
 // ApplyRetention removes the points that a plan lets go, and returns their IDs.
-// A point that is pinned or gone by now is no error: its item says so.
+// A point that is pinned, in use or gone by now is no error: its item says so.
 func ApplyRetention(ctx context.Context, repo *store.Repository, items []RetentionItem) ([]string, error) {
-	removed := make([]bool, len(items))
+	var going []*RetentionItem
+	for i := range items {
+		if items[i].Action == ActionRemove {
+			going = append(going, &items[i])
+		}
+	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(forgetters)
-	for i := range items {
-		item := &items[i]
-		if item.Action != ActionRemove {
-			continue
-		}
+	for batch := range slices.Chunk(going, forgetBatch) {
 		group.Go(func() error {
-			err := repo.Forget(gctx, item.ID)
-			switch {
-			case errors.Is(err, store.ErrProtected):
-				item.protect(err)
-			case errors.Is(err, store.ErrBusy):
-				item.keep(err.Error())
-			case err != nil && !errors.Is(err, store.ErrNotFound):
-				return err
-			default:
-				removed[i] = true
+			err := forgetItems(gctx, repo, batch)
+			if errors.Is(err, store.ErrProtected) || errors.Is(err, store.ErrHeld) || errors.Is(err, store.ErrNotFound) {
+				err = forgetOneByOne(gctx, repo, batch) // since the plan was made
 			}
-			return nil
+			return err
 		})
 	}
 	err := group.Wait()
 	gone := []string{}
-	for i, item := range items {
-		if removed[i] {
+	for _, item := range going {
+		if item.Action == actionRemoved {
+			item.Action = ActionRemove
 			gone = append(gone, item.ID)
 		}
 	}
@@ -234,6 +238,40 @@ func ApplyRetention(ctx context.Context, repo *store.Repository, items []Retenti
 		err = fmt.Errorf("%w (removed before it: %d points)", err, len(gone))
 	}
 	return gone, err
+}
+
+// actionRemoved marks an item that was dealt with.
+const actionRemoved = "removed"
+
+func forgetItems(ctx context.Context, repo *store.Repository, items []*RetentionItem) error {
+	ids := make([]string, len(items))
+	for i, item := range items {
+		ids[i] = item.ID
+	}
+	if err := repo.Forget(ctx, ids...); err != nil {
+		return err
+	}
+	for _, item := range items {
+		item.Action = actionRemoved
+	}
+	return nil
+}
+
+func forgetOneByOne(ctx context.Context, repo *store.Repository, items []*RetentionItem) error {
+	for _, item := range items {
+		err := repo.Forget(ctx, item.ID)
+		switch {
+		case errors.Is(err, store.ErrProtected), errors.Is(err, store.ErrHeld):
+			item.protect(err)
+		case errors.Is(err, store.ErrNotFound):
+			item.keep("gone already")
+		case err != nil:
+			return err
+		default:
+			item.Action = actionRemoved
+		}
+	}
+	return nil
 }
 
 // ForgetPoints removes points by name: all of them, or, if one cannot be
@@ -260,13 +298,8 @@ func ForgetPoints(ctx context.Context, st *State, repo *store.Repository, pts []
 	if dryRun {
 		return ids, nil
 	}
-	for n, id := range ids {
-		if err := repo.Forget(ctx, id); err != nil {
-			if n > 0 {
-				err = fmt.Errorf("%w (removed before it: %s)", err, strings.Join(ids[:n], " "))
-			}
-			return ids[:n], err
-		}
+	if err := repo.Forget(ctx, ids...); err != nil {
+		return nil, err
 	}
 	return ids, nil
 }

@@ -162,9 +162,22 @@ func (r *Repository) checkRemovable(ctx context.Context, ids []string) (map[stri
 }
 
 // Protected says of each point, by its ID, why Forget would refuse to remove it
-// now, if that is so: a *ProtectedError. It writes nothing.
+// now, if that is so: a *ProtectedError or *HeldError. It writes nothing.
 func (r *Repository) Protected(ctx context.Context, ids []string) (map[string]error, error) {
-	return r.protected(ctx, ids, r.repositoryTime)
+	out, err := r.protected(ctx, ids, r.repositoryTime)
+	if err != nil || len(ids) == 0 {
+		return out, err
+	}
+	held, err := r.sessionHolds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		if h, ok := held[id]; ok && out[id] == nil {
+			out[id] = &HeldError{Point: id, Hold: h}
+		}
+	}
+	return out, nil
 }
 
 func (r *Repository) protected(ctx context.Context, ids []string, clock func(context.Context) (repoTime, error)) (map[string]error, error) {
@@ -263,6 +276,13 @@ func (g *guard) protects(ctx context.Context, id string) (why, err error) {
 		}
 		if end > now.at {
 			return &ProtectedError{Point: id, Until: now.wallAt(end), Kind: ErrImmutable}, nil
+		}
+		until, err := g.r.lockedUntil(ctx, pointName(id)) // by the storage's own clock
+		if err != nil {
+			return nil, err
+		}
+		if until.After(now.wall) {
+			return &ProtectedError{Point: id, Until: until, Kind: ErrImmutable}, nil
 		}
 	}
 	if g.appendOnly {

@@ -25,7 +25,8 @@ import (
 // locked for the window and a quarter more.
 //
 // Most of those segments are old. To extend all their locks at each backup would
-// cost a request for every segment of the VM; so locks/points remembers how long
+// cost a request for every segment of the VM; so settings/object-locks
+// remembers how long
 // all that a point needs is locked at least. The next point of the VM needs what
 // its parent does, and what differs from it: as long as the parent's locks last
 // for the window of the new point, only what differs is locked, and only once in
@@ -34,7 +35,7 @@ import (
 //
 // Times here are by the server's clock, as the locks are.
 const (
-	locksName     = "locks/points"
+	locksName     = settingsPrefix + "object-locks"
 	maxLocksBytes = 8 << 20
 	lockRequests  = 32 // at the same time
 )
@@ -47,7 +48,7 @@ type objectLocks struct {
 	until map[uint64]time.Time // segments that were locked here
 }
 
-// locksRecord is locks/points: points, and the Unix time until which all that
+// locksRecord is settings/object-locks: points, and the Unix time until which all that
 // they need is locked.
 type locksRecord struct {
 	Format int              `json:"format"`
@@ -184,7 +185,7 @@ type lockJob struct {
 // lockNames locks what every point needs besides segments.
 func (j lockJob) lockNames(ctx context.Context, id string) error {
 	for _, name := range []string{pointName(id), keyring.HeaderName} {
-		if err := j.locker.Lock(ctx, name, j.target); err != nil {
+		if err := j.locker.Lock(ctx, name, j.need); err != nil {
 			return err
 		}
 	}
@@ -292,34 +293,41 @@ func (r *Repository) putLockNotes(ctx context.Context, rec locksRecord, now time
 	return r.putSealed(ctx, locksName, data, backend.Replace)
 }
 
+// refusedByLock reports whether an object could not be removed because the
+// storage keeps it.
+func (r *Repository) refusedByLock(ctx context.Context, err error) bool {
+	return errors.Is(err, fs.ErrPermission) && r.ObjectLock(ctx) == nil
+}
+
 // objectLocked reports whether the storage refuses to remove an object now; at
 // is a moment ago by its clock. An object that is locked is not worth compacting:
 // its space would not be free.
 func (r *Repository) objectLocked(ctx context.Context, name string, at time.Time) (bool, error) {
+	until, err := r.lockedUntil(ctx, name)
+	return until.After(at), err
+}
+
+// lockedUntil is how long the storage keeps an object; the zero time where it
+// does not.
+func (r *Repository) lockedUntil(ctx context.Context, name string) (time.Time, error) {
 	if r.ObjectLock(ctx) != nil {
-		return false, nil
+		return time.Time{}, nil
 	}
 	locker, _ := backend.As[backend.Locker](r.backend)
 	until, err := locker.LockedUntil(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return time.Time{}, nil
 	}
-	return until.After(at), err
+	return until, err
 }
 
 // inheritLock locks the next generation of a segment for as long as the one
 // before: before that is removed.
 func (r *Repository) inheritLock(ctx context.Context, from, to string) error {
-	if r.ObjectLock(ctx) != nil {
-		return nil
-	}
-	locker, _ := backend.As[backend.Locker](r.backend)
-	until, err := locker.LockedUntil(ctx, from)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	until, err := r.lockedUntil(ctx, from)
+	if err != nil || until.IsZero() {
 		return err
 	}
-	if until.IsZero() {
-		return nil
-	}
+	locker, _ := backend.As[backend.Locker](r.backend)
 	return locker.Lock(ctx, to, until)
 }

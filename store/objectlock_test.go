@@ -270,3 +270,39 @@ func TestInheritLock(t *testing.T) {
 		t.Errorf("removed past the store: %v", err)
 	}
 }
+
+// A prune leaves what the storage still keeps, and takes it later.
+func TestPruneOfLockedObjects(t *testing.T) {
+	v := newVault()
+	r, host := vaultRepo(t, v, 4*day)
+	later := func(d time.Duration) {
+		host.pass(d)
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.now = v.now.Add(d)
+	}
+	p := backup(t, r, "a", nil, disktest.Random(1, 1<<20, 0.8), nil)
+	later(4*day - time.Minute)
+	wantProtected(t, r, p.ID, ErrImmutable)
+	keep := disktest.Random(2, 1<<20, 0.8)
+	kept := backup(t, r, "b", nil, keep, nil)
+	later(time.Minute)
+	wantForgotten(t, r, p.ID)
+	prune := func() *PruneReport {
+		t.Helper()
+		report, err := r.Prune(t.Context(), PruneOptions{Grace: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return report
+	}
+	if report := prune(); report.PointsRemoved != 1 || report.Removed != 0 || report.Condemned == 0 {
+		t.Errorf("while the segments are locked: %+v", report)
+	}
+	later(day)
+	if report := prune(); report.Removed == 0 {
+		t.Errorf("when they are not: %+v", report)
+	}
+	wantDisk(t, r, kept, 0, keep)
+	wantSound(t, r)
+}

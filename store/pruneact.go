@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,23 +135,37 @@ func (p *pruner) compactIndex(ctx context.Context, batches []*condemnedBatch) er
 
 // removeSegments removes the segments of a batch that are of no use at all.
 func (p *pruner) removeSegments(ctx context.Context, b *condemnedBatch) error {
+	var mu sync.Mutex // guards kept and the report
+	var kept []uint64 // by the storage
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(pointReaders)
 	for i, n := range b.Segments {
 		s := p.segments.on[n]
-		p.report.Removed++
-		p.report.RemovedBytes += s.size
 		if p.opts.DryRun {
+			p.report.Removed++
+			p.report.RemovedBytes += s.size
 			continue
 		}
 		p.tell("removing segments", int64(i), int64(len(b.Segments)))
-		group.Go(func() error { return p.removeSegment(gctx, s) })
+		group.Go(func() error {
+			err := p.removeSegment(gctx, s)
+			mu.Lock()
+			defer mu.Unlock()
+			if p.r.refusedByLock(gctx, err) {
+				kept = append(kept, n)
+				return nil
+			}
+			p.report.Removed++
+			p.report.RemovedBytes += s.size
+			return err
+		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	p.changed = p.changed || len(b.Segments) > 0
-	b.Segments = nil
+	p.changed = p.changed || len(b.Segments) > len(kept)
+	slices.Sort(kept)
+	b.Segments = kept
 	return nil
 }
 
@@ -219,6 +234,9 @@ func (p *pruner) compactSegment(ctx context.Context, part condemnedPart) (int64,
 	}
 	if err := p.still(ctx); err != nil {
 		return 0, err
+	}
+	if locked, err := p.r.objectLocked(ctx, s.name(), p.crew.now); err != nil || locked {
+		return 0, cmp.Or(err, errNotNow) // its space would not be free
 	}
 	live := func(slot int) bool { return !deadSlot(part.Dead, slot) }
 	if w, err := segment.Weigh(ctx, p.r.backend, p.r.keys, s.name(), live); err == nil && w.Dead == 0 {

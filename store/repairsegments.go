@@ -226,6 +226,9 @@ func (p *repairer) mended(ctx context.Context, number uint64, m *segment.Mended,
 	p.report.Restored += len(m.Restored)
 	p.report.Lost += len(m.Lost)
 	for _, name := range old {
+		if err := p.r.inheritLock(ctx, name, m.Info.Name); err != nil {
+			p.r.log.Error("the storage has not locked a mended segment; the next backup tries again", "object", m.Info.Name, "error", err)
+		}
 		if err := p.r.backend.Remove(ctx, name); err != nil {
 			// Readers prefer it as long as it is there.
 			p.left(name, "remove it when that is possible, "+m.Info.Name+" takes its place: "+err.Error())
