@@ -38,6 +38,11 @@ what() {
 			fdisk: sfdisk, partition tables to compare with
 			lvm2: volume groups to compare with
 			dosfstools: mkfs.vfat, guest file systems
+			xfsprogs: mkfs.xfs, guest file systems
+			btrfs-progs: mkfs.btrfs, guest file systems
+			exfatprogs: mkfs.exfat, guest file systems
+			genisoimage: guest file systems on discs
+			cryptsetup-bin: encrypted guest volumes
 			ntfs-3g: mkfs.ntfs, guest file systems
 			gcc: the race detector
 			libc6-dev: the race detector
