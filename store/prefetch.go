@@ -234,13 +234,13 @@ func (t *Trace) all(trees []*blockmap.Tree) func(yield func(tracedBlock) bool) {
 // fetch makes one request and puts its blocks into memory if there is room.
 func (f *prefetcher) fetch(ctx context.Context, q prefetchRequest) error {
 	room := f.rooms.Get().(*[]byte)
-	defer f.rooms.Put(room)
 	begin := time.Now()
 	batch, err := f.r.segments.Fetch(ctx, q.spans, *room)
 	if err != nil {
-		return f.judge(ctx, err)
+		return f.judge(ctx, err) // room may still be in use
 	}
 	*room = batch.Room()
+	defer f.rooms.Put(room)
 	f.note(int64(len(*room)), time.Since(begin))
 	if !q.memory {
 		return nil

@@ -95,7 +95,7 @@ func recordBoot(t testing.TB, r *Repository, p *Point, reads []disk.Extent) *Tra
 // memory, with a few large requests.
 func TestPrefetchCarriesForward(t *testing.T) {
 	w, r := newRepo(t)
-	src := disktest.Random(5, 64<<20, 0.8)
+	src := disktest.Random(5, 48<<20, 0.8)
 	p1 := backup(t, r, "vm", nil, src, nil)
 	reads := bootReads(1, src.Size())
 	trace := recordBoot(t, r, p1, reads)
@@ -257,25 +257,89 @@ func TestPrefetchEndsWhenTold(t *testing.T) {
 	w, r := newRepo(t)
 	src := disktest.Random(5, 32<<20, 1)
 	p := backup(t, r, "vm", nil, src, nil)
-	trace := recordBoot(t, r, p, bootReads(1, src.Size()))
-	far, slow := w.far(t, 0)
-	if _, err := far.Prefetch(t.Context(), p, recording(touchedBlock{2000, trace.takes[0][0].block}), PrefetchOptions{}); err != nil {
-		t.Fatal(err) // maps and tables are in memory now
-	}
-	defer slow.Hold()()
+	trace := &Trace{blockSize: testBlock, keys: []int{2000}, takes: [][]traceRun{{{block: 0, count: 400}}}}
+	far, s := w.stuck(t)
+	defer close(s.free)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
 		_, err := far.Prefetch(ctx, p, trace, PrefetchOptions{})
 		ended <- err
 	}()
-	for slow.Stats().Reads == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	<-s.asked
 	cancel()
-	far.segments.Close() // reads of open objects end with the repository, not with ctx
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// stuck never answers reads of more than a block until it is let go.
+type stuck struct {
+	backend.Backend
+	asked chan struct{} // gets one for each
+	free  chan struct{}
+}
+
+func (s *stuck) Open(ctx context.Context, name string) (backend.Object, error) {
+	obj, err := s.Backend.Open(ctx, name)
+	return stuckObject{obj, s}, err
+}
+
+func (w *world) stuck(t testing.TB) (*Repository, *stuck) {
+	s := &stuck{asked: make(chan struct{}, 10*prefetchParallel), free: make(chan struct{})}
+	r := w.openOver(t, func(b backend.Backend) backend.Backend {
+		s.Backend = b
+		return s
+	}, nil)
+	return r, s
+}
+
+type stuckObject struct {
+	backend.Object
+	s *stuck
+}
+
+func (o stuckObject) ReadAt(p []byte, off int64) (int, error) {
+	if len(p) > 2*testBlock {
+		o.s.asked <- struct{}{}
+		<-o.s.free
+	}
+	return o.Object.ReadAt(p, off)
+}
+
+// TestRealReadsComeFirst: a read waits for no request of a replay, not even if
+// that is for the same block and is never answered.
+func TestRealReadsComeFirst(t *testing.T) {
+	w, r := newRepo(t)
+	src := disktest.Random(5, 32<<20, 1)
+	p := backup(t, r, "vm", nil, src, nil)
+	far, s := w.stuck(t)
+	img, err := far.OpenDisk(t.Context(), p, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	trace := &Trace{blockSize: testBlock, keys: []int{2000}, takes: [][]traceRun{{{block: 0, count: 400}}}}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := far.Prefetch(t.Context(), p, trace, PrefetchOptions{})
+		ended <- err
+	}()
+	for range 4 {
+		<-s.asked // the requests of the first window, at least
+	}
+	got, want := make([]byte, 4096), make([]byte, 4096)
+	for _, block := range []int64{0, 5, 31, 300, 499} {
+		if _, err := img.ReadAt(got, block*testBlock); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := src.ReadAt(want, block*testBlock); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("block %d: wrong bytes (%v)", block, err)
+		}
+	}
+	close(s.free)
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -80,35 +80,54 @@ type Batch struct {
 
 // Fetch reads everything from the first of the spans to the last, which Locate
 // returned and which the caller chose to be close together, into room, which is
-// grown where it is too small and belongs to the Batch. Nothing is opened or
-// checked yet.
+// grown where it is too small. Nothing is opened or checked yet. When ctx is
+// cancelled Fetch returns at once and leaves the read behind, and room with it:
+// after an error the caller must not use it again.
 func (r *Reader) Fetch(ctx context.Context, spans []Span, room []byte) (*Batch, error) {
 	if len(spans) == 0 {
 		return &Batch{r: r}, nil
 	}
-	h, err := r.acquire(ctx, spans[0].Addr.Segment())
-	if err != nil {
-		return nil, concerning(spans[0].Addr, err)
-	}
-	defer r.release(h)
-	if h.lay.generation != spans[0].generation {
-		return nil, fmt.Errorf("segment: %s: %w", h.name, ErrMoved)
-	}
-	start, end := spans[0].Offset, int64(0)
+	addr, start, end := spans[0].Addr, spans[0].Offset, int64(0)
 	for i := range spans {
 		end = max(end, spans[i].End())
 	}
-	if end-start > maxFetch {
-		return nil, fmt.Errorf("segment: %s: %d bytes at once are too many", h.name, end-start)
+	h, err := r.acquire(ctx, addr.Segment())
+	if err != nil {
+		return nil, concerning(addr, err)
+	}
+	switch {
+	case h.lay.generation != spans[0].generation:
+		err = fmt.Errorf("segment: %s: %w", h.name, ErrMoved)
+	case end-start > maxFetch:
+		err = fmt.Errorf("segment: %s: %d bytes at once are too many", h.name, end-start)
+	}
+	if err != nil {
+		r.release(h)
+		return nil, err
 	}
 	size := int(end - start)
-	room = slices.Grow(room[:0], size)[:size]
-	if size > 0 {
-		if err := h.read(room, start); err != nil {
-			return nil, r.moved(spans[0].Addr, concerning(spans[0].Addr, err))
+	b := &Batch{r: r, o: h.object, spans: spans, start: start, sealed: slices.Grow(room[:0], size)[:size]}
+	read := make(chan error, 1)
+	go func() {
+		defer r.release(h)
+		read <- b.read()
+	}()
+	select {
+	case err := <-read:
+		if err != nil {
+			return nil, r.moved(addr, concerning(addr, err))
 		}
+		return b, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	return &Batch{r: r, o: h.object, spans: spans, start: start, sealed: room}, nil
+}
+
+func (b *Batch) read() error {
+	if len(b.sealed) == 0 {
+		return nil
+	}
+	return b.o.read(b.sealed, b.start)
 }
 
 // Len is the number of blobs.
