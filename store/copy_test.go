@@ -59,7 +59,7 @@ func TestCopyIsIncremental(t *testing.T) {
 	for _, blockSize := range []int{0, 128 << 10} {
 		_, src := newRepo(t)
 		_, dst := newRepoOf(t, blockSize)
-		disk1 := randomDisk(1, 40<<20)
+		disk1 := randomDisk(1, 12<<20)
 		first := backup(t, src, "web", nil, disk1, nil)
 		report := copyAll(t, src, dst, CopyOptions{Verify: true})
 		if len(report.Copied) != 1 || *report.Copied[0].Origin != (Origin{src.ID(), first.ID}) {
@@ -117,10 +117,10 @@ func TestCopyOfAnything(t *testing.T) {
 		disks := map[string]*disktest.Memory{}
 		var all []*Point
 		last := map[string]*Point{}
-		for i := range rapid.IntRange(1, 6).Draw(rt, "steps") {
+		for i := range rapid.IntRange(1, 4).Draw(rt, "steps") {
 			vm := rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "vm")
 			if d := disks[vm]; d == nil || rapid.IntRange(0, 5).Draw(rt, "new disk") == 0 {
-				disks[vm] = randomDisk(uint64(i), rapid.Int64Range(1, 3<<20).Draw(rt, "size"))
+				disks[vm] = randomDisk(uint64(i), rapid.Int64Range(1, 1<<20).Draw(rt, "size"))
 			} else if d.Size() > 200_000 {
 				scribble(uint64(i), d, 2)
 			}
@@ -169,7 +169,7 @@ func TestCopyGoesOnAfterDamage(t *testing.T) {
 func TestCopyResumes(t *testing.T) {
 	_, src := newRepo(t)
 	w, dst := newRepo(t)
-	backup(t, src, "web", nil, disktest.Random(9, 96<<20, 1), nil)
+	backup(t, src, "web", nil, disktest.Random(9, 40<<20, 1), nil)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	var seen atomic.Int64
