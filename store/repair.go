@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -75,6 +76,10 @@ func (r *Repository) Repair(ctx context.Context, report *Report, opts RepairOpti
 		return p.report, nil
 	}
 	err := p.exclusively(ctx, opts.From != nil, func(ctx context.Context) error { return p.all(ctx, report) })
+	if err == nil && len(p.retry) > 0 {
+		// Anew, so that what is lost now is not taken for present.
+		err = p.exclusively(ctx, true, p.second)
+	}
 	if err != nil {
 		return p.report, fmt.Errorf("repair: %w", err)
 	}
@@ -92,6 +97,7 @@ type repairer struct {
 	index  *dedupe.Index
 	unkept func(number uint64) bool
 	lost   map[uint64][]int // slots that are marked, as they will be kept
+	retry  []string         // points that ran into segments not mended yet
 }
 
 // exclusively runs fn beside everybody but prunes.
@@ -157,6 +163,13 @@ func (p *repairer) all(ctx context.Context, report *Report) error {
 		}
 		defer p.source.close()
 	}
+	for _, d := range report.Damages {
+		if id, ok := strings.CutPrefix(d.Object, pointPrefix); ok && validID(id) {
+			if err := p.point(ctx, id, true); err != nil {
+				return fmt.Errorf("restore point %s: %w", id, err)
+			}
+		}
+	}
 	if err := p.small(ctx, report); err != nil {
 		return err
 	}
@@ -169,15 +182,35 @@ func (p *repairer) all(ctx context.Context, report *Report) error {
 	return p.renewIndex(ctx, report)
 }
 
-// small mends what is not a segment and not the index.
+// second makes those points anew that needed what was damaged before, and what
+// they need besides.
+func (p *repairer) second(ctx context.Context) (err error) {
+	if p.source, err = newRepairSource(ctx, p.r, p.opts.From); err != nil {
+		return err
+	}
+	defer p.source.close()
+	for _, id := range p.retry {
+		if err := p.point(ctx, id, false); err != nil {
+			return fmt.Errorf("restore point %s: %w", id, err)
+		}
+	}
+	marked := make(map[uint64]*badSegment, len(p.lost))
+	for number := range p.lost {
+		marked[number] = &badSegment{marked: true}
+	}
+	p.report.Lost = 0 // counted again
+	if err := p.segments(ctx, marked); err != nil {
+		return err
+	}
+	return p.r.putLostSlots(ctx, p.lost)
+}
+
+// small mends what is not a point, a segment or the index.
 func (p *repairer) small(ctx context.Context, report *Report) error {
 	header := false
 	for _, d := range report.Damages {
 		var err error
-		id, isPoint := strings.CutPrefix(d.Object, pointPrefix)
 		switch {
-		case isPoint:
-			err = p.point(ctx, id)
 		case d.Object == keyring.HeaderName && !header:
 			header = true
 			err = p.r.ring.WriteHeader(ctx, p.r.backend)
@@ -224,25 +257,36 @@ func (p *repairer) renewIndex(ctx context.Context, report *Report) error {
 	return nil
 }
 
-// point makes a point anew from its copy, with the same ID.
-func (p *repairer) point(ctx context.Context, id string) error {
-	if _, err := p.r.readPoint(ctx, id); !validID(id) || !errors.Is(err, ErrDamaged) {
+// point makes a point anew from its copy, with the same ID. Where damage is in
+// the way it can be tried again later.
+func (p *repairer) point(ctx context.Context, id string, again bool) error {
+	if _, err := p.r.readPoint(ctx, id); !errors.Is(err, ErrDamaged) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrVersion) {
+			return nil
+		}
 		return err
 	}
-	if p.source == nil {
-		p.report.LostPoints = append(p.report.LostPoints, id)
-		return nil
+	var copied *Point
+	if p.source != nil {
+		copied = p.source.copyOf(id)
 	}
-	copied := p.source.copyOf(id)
 	if copied == nil {
 		p.report.LostPoints = append(p.report.LostPoints, id)
 		return nil
 	}
-	if err := p.source.restorePoint(ctx, p.in, copied, id); err != nil {
+	err := p.source.restorePoint(ctx, p.in, copied, id)
+	switch {
+	case err == nil:
+		p.r.points.drop(id)
+		p.report.Points = append(p.report.Points, id)
+	case errors.Is(damaged(err), ErrDamaged) && again:
+		p.retry = append(p.retry, id)
+	case errors.Is(damaged(err), ErrDamaged):
+		p.r.log.Error("could not make a restore point anew from its copy", "point", id, "error", err)
+		p.report.LostPoints = append(p.report.LostPoints, id)
+	default:
 		return err
 	}
-	p.r.points.drop(id)
-	p.report.Points = append(p.report.Points, id)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -69,6 +70,12 @@ func repaired(t testing.TB, r *Repository, opts RepairOptions) (*RepairReport, *
 	return done, after
 }
 
+// unknownVersion is what flips in the version of both trailers look like: not
+// damage, but the work of a newer Lifeboat.
+func unknownVersion(d Damage) bool {
+	return strings.Contains(d.Problem, "unknown segment format version")
+}
+
 // copied copies a repository's points to a new one.
 func copied(t testing.TB, r *Repository, blockSize int) *Repository {
 	t.Helper()
@@ -100,6 +107,7 @@ func TestRepairFromCopy(t *testing.T) {
 			_, err := again.Point(t.Context(), p.ID)
 			lostPoint = lostPoint || err != nil
 		}
+		after.Damages = slices.DeleteFunc(after.Damages, unknownVersion)
 		if !after.OK() && !strings.Contains(what, "points/") {
 			t.Errorf("seed %d: %s: %+v is left: %+v", seed, what, done, after.Damages)
 		}
@@ -136,6 +144,9 @@ func TestRepairAlone(t *testing.T) {
 		first.Close()
 		again := s.reopened(t, r)
 		done, after := repaired(t, again, RepairOptions{})
+		if slices.ContainsFunc(after.Damages, unknownVersion) {
+			continue
+		}
 		for _, d := range after.Damages {
 			if !d.Lost {
 				t.Errorf("seed %d: %s: repaired %+v, and yet %+v", seed, what, done, d)

@@ -181,6 +181,10 @@ func (p *repairer) mend(ctx context.Context, pt *patient) (nodes bool, err error
 		return false, nil
 	}
 	mended, err := segment.Mend(ctx, b, keys, o)
+	if errors.Is(err, segment.ErrVersion) {
+		p.left(segment.Prefix(pt.number), "it is of a format that this Lifeboat does not know: repair it with a newer one")
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
