@@ -351,5 +351,5 @@ func (p *pruner) tidy(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return p.r.sweepTraces(ctx)
 }

@@ -217,21 +217,33 @@ func (r *Repository) SaveTrace(ctx context.Context, to backend.Backend, p *Point
 	return nil
 }
 
-// sweepTraces removes the traces of VMs of which there is no point any more. A
-// prune calls it with all points that stay.
-func (r *Repository) sweepTraces(ctx context.Context, points []*pointRecord) error {
-	names := make(map[string]struct{}, len(points))
-	for _, rec := range points {
-		names[r.traceName(rec.VM, rec.VMID)] = struct{}{}
-	}
+// sweepTraces removes the traces of VMs of which there is no point any more.
+// Where a point cannot be read, it is not known whose it is, and all stay.
+func (r *Repository) sweepTraces(ctx context.Context) error {
+	var unused []string
 	for info, err := range r.backend.List(ctx, tracePrefix) {
 		if err != nil {
 			return fmt.Errorf("list the boot traces: %w", err)
 		}
-		if _, used := names[info.Name]; used {
+		unused = append(unused, info.Name)
+	}
+	if len(unused) == 0 {
+		return nil
+	}
+	unknown := false
+	points, err := r.pointRecords(ctx, func(string, error) { unknown = true })
+	if err != nil || unknown {
+		return err
+	}
+	used := make(map[string]struct{}, len(points))
+	for _, rec := range points {
+		used[r.traceName(rec.VM, rec.VMID)] = struct{}{}
+	}
+	for _, name := range unused {
+		if _, ok := used[name]; ok {
 			continue
 		}
-		if err := r.backend.Remove(ctx, info.Name); err != nil {
+		if err := r.backend.Remove(ctx, name); err != nil {
 			return fmt.Errorf("remove a boot trace: %w", err)
 		}
 	}

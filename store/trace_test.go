@@ -370,6 +370,27 @@ func TestSaveTrace(t *testing.T) {
 	}
 }
 
+// TestPruneSweepsTraces: the trace of a VM goes with its last point.
+func TestPruneSweepsTraces(t *testing.T) {
+	_, r := newRepo(t)
+	src := randomDisk(1, 10*testBlock)
+	keep, gone := backup(t, r, "keep", nil, src, nil), backup(t, r, "gone", nil, src, nil)
+	for _, p := range []*Point{keep, gone} {
+		if err := r.SaveTrace(t.Context(), nil, p, recording(touchedBlock{2000, 1})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Forget(t.Context(), gone.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Prune(t.Context(), PruneOptions{Grace: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := objects(t, r.backend, tracePrefix); !slices.Equal(got, []string{r.TraceName(keep)}) {
+		t.Errorf("left are %v", got)
+	}
+}
+
 // BenchmarkTraceNote is what recording adds to a read of 4 KiB from memory, of a
 // block that was noted before: in the first minutes, and ever after. A READ over
 // NFS takes some microseconds.
