@@ -57,6 +57,7 @@ type Publication struct {
 	overlays []*overlay.Overlay
 	images   []disk.Image
 	traces   *bootTraces
+	hold     *store.Hold // nil where the repository cannot be written
 	log      *slog.Logger
 }
 
@@ -202,7 +203,7 @@ func checkResume(rec *Session, req PublishRequest, repo *store.Repository, point
 func (p *Publication) create(name string, req PublishRequest, repo *store.Repository, points []*store.Point) error {
 	rec := &Session{
 		Name: name, Created: time.Now().UTC().Truncate(time.Second), Named: req.Session != "",
-		RepoURL: req.RepoURL, RepoID: repo.ID(),
+		RepoURL: req.RepoURL, RepoID: repo.ID(), Hold: newHoldID(),
 	}
 	for _, pt := range points {
 		f, err := planFolder(pt)
@@ -243,6 +244,9 @@ func planFolder(pt *store.Point) (Folder, error) {
 // openDisks opens every point's images with their overlays and, for a new
 // session, writes what surrounds them.
 func (p *Publication) openDisks(ctx context.Context, repo *store.Repository) error {
+	if err := p.takeHold(ctx, repo); err != nil {
+		return err
+	}
 	for n, f := range p.Session.Folders {
 		pt, err := repo.Point(ctx, f.Point)
 		if err != nil {
@@ -393,6 +397,7 @@ func (p *Publication) Close() error {
 		errs = append(errs, img.Close())
 	}
 	p.tree, p.overlays, p.images = nil, nil, nil
+	p.closeHold()
 	if p.lock != nil {
 		p.lock.release()
 		p.lock = nil

@@ -26,6 +26,8 @@ type Session struct {
 	RepoURL string    `json:"repository"`
 	RepoID  string    `json:"repository_id"`
 	Folders []Folder  `json:"folders"`
+	// Hold is the ID of its hold on the points in the repository.
+	Hold string `json:"hold,omitempty"`
 	// Ready: everything on disk is complete and clients may have seen it.
 	Ready bool `json:"ready"`
 	// Named: a person chose the name, so the session stays when its export

@@ -239,6 +239,7 @@ func (p *Publication) End() (discarded bool, err error) {
 	if err := p.Close(); err != nil {
 		return false, err
 	}
+	p.releaseHold()
 	return true, p.state.discardLocked(p.Session)
 }
 

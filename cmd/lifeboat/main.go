@@ -98,7 +98,7 @@ func (p *program) app() *cli.App {
 		Commands: []*cli.Command{
 			p.initCommand(), p.keyCommand(),
 			p.backupCommand(),
-			p.pointsCommand(), p.showCommand(), p.exportCommand(), p.diffCommand(), p.verifyCommand(), p.forgetCommand(), p.policyCommand(), p.pinCommand(), p.unpinCommand(), p.immutableCommand(), p.pruneCommand(), p.repairCommand(), p.statsCommand(), p.copyCommand(), p.rebuildCommand(),
+			p.pointsCommand(), p.showCommand(), p.exportCommand(), p.diffCommand(), p.verifyCommand(), p.forgetCommand(), p.unforgetCommand(), p.policyCommand(), p.pinCommand(), p.unpinCommand(), p.immutableCommand(), p.pruneCommand(), p.repairCommand(), p.statsCommand(), p.copyCommand(), p.rebuildCommand(),
 			p.publishCommand(), p.sessionCommand(),
 			p.demoCommand(),
 		},

@@ -113,3 +113,57 @@ func shorten(s string, n int) string {
 	}
 	return string(r[:n-1]) + "…"
 }
+
+// steps shows the progress of work in steps that count different things: one line
+// that is written over on a terminal, a line now and then elsewhere. It is for one
+// goroutine at a time.
+type steps struct {
+	out      io.Writer
+	terminal bool
+	step     string
+	began    time.Time // the step
+	said     time.Time
+}
+
+func newSteps(out io.Writer) *steps {
+	return &steps{out: out, terminal: isTerminal(out), said: time.Now()}
+}
+
+// set says that done of total are behind us; total 0: nobody knows of how many.
+func (s *steps) set(step string, done, total int64) {
+	now := time.Now()
+	if step != s.step {
+		s.step, s.began = step, now
+	}
+	every := plainEvery
+	if s.terminal {
+		every = 120 * time.Millisecond
+	}
+	if now.Sub(s.said) < every {
+		return
+	}
+	s.said = now
+	line := fmt.Sprintf("%s: %d", step, done)
+	rate := float64(done) / max(now.Sub(s.began).Seconds(), 1e-3)
+	if total > 0 {
+		line = fmt.Sprintf("%s: %d of %d", step, done, total)
+	}
+	if done > 0 {
+		line += fmt.Sprintf(", %.0f/s", rate)
+	}
+	if done > 0 && total > done {
+		line += fmt.Sprintf(", %v left", time.Duration(float64(total-done)/rate*float64(time.Second)).Round(time.Second))
+	}
+	if s.terminal {
+		fmt.Fprintf(s.out, "\r\033[K%s", line)
+		return
+	}
+	fmt.Fprintln(s.out, line)
+}
+
+// end takes the line away.
+func (s *steps) end() {
+	if s.terminal {
+		fmt.Fprint(s.out, "\r\033[K")
+	}
+}

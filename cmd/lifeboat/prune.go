@@ -13,12 +13,14 @@ import (
 func (p *program) pruneCommand() *cli.Command {
 	return &cli.Command{
 		Name: "prune", Usage: "give back the space of what no restore point needs", ArgsUsage: " ",
-		Description: "Removes whole segments that no restore point has needed for the time of --grace; the\n" +
-			"grace is for recoveries of forgotten points that are still running. Nothing is rewritten.\n" +
-			"A running backup makes it give way.",
+		Description: "Removes restore points that were forgotten before --grace, what only they needed, and what\n" +
+			"interrupted backups left. Runs beside backups and recoveries: what they need stays, and so do\n" +
+			"pinned and immutable points. What cannot go yet is listed with the time when it can; run\n" +
+			"prune regularly. It may be interrupted at any time.",
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "grace", Usage: "how long a segment must have been of no use", Value: store.DefaultGrace},
-			&cli.BoolFlag{Name: "now", Usage: "no grace: only when no recovery of a forgotten point is running anywhere"},
+			&cli.DurationFlag{Name: "grace", Usage: "how long forgotten points stay, and what is of no use", Value: store.DefaultGrace},
+			&cli.BoolFlag{Name: "now", Usage: "no grace: whatever nobody holds goes at once"},
+			&cli.StringFlag{Name: "max-compact", Usage: "write at most so much (64G) to save space in segments that are used in part; 0 for nothing", Value: "64G"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be removed"},
 		},
 		Action: func(c *cli.Context) error {
@@ -32,6 +34,13 @@ func (p *program) pruneCommand() *cli.Command {
 			case c.Bool("now") || opts.Grace == 0:
 				opts.Grace = -1
 			}
+			opts.MaxCompact = -1
+			if s := c.String("max-compact"); s != "0" {
+				var err error
+				if opts.MaxCompact, err = parseRate(s); err != nil {
+					return fmt.Errorf("%w: --max-compact %q: write a size like 64G, or 0", appliance.ErrUsage, s)
+				}
+			}
 			return p.withRepo(c.Context, func(repo *store.Repository) error { return p.prune(c, repo, opts) })
 		},
 	}
@@ -39,20 +48,40 @@ func (p *program) pruneCommand() *cli.Command {
 
 func (p *program) prune(c *cli.Context, repo *store.Repository, opts store.PruneOptions) error {
 	started := time.Now()
+	steps := newSteps(p.stderr)
+	opts.Progress = func(s store.PruneProgress) { steps.set(s.Step, s.Done, s.Total) }
 	r, err := repo.Prune(c.Context, opts)
+	steps.end()
 	if err != nil {
 		return err
 	}
 	if p.json {
 		return p.printJSON(r)
 	}
-	verb := "Removed"
-	if opts.DryRun {
-		verb = "Would remove"
+	return p.printPruned(r, opts.DryRun, time.Since(started))
+}
+
+// printPruned says what is free and what will be.
+func (p *program) printPruned(r *store.PruneReport, dry bool, took time.Duration) error {
+	verb := "Freed"
+	if dry {
+		verb = "Would free"
 	}
-	fmt.Fprintf(p.stdout, "%s %d segments (%s), in %s. Of no use, but within their grace: %d (%s).\n",
-		verb, r.Removed, size(r.RemovedBytes), time.Since(started).Round(10*time.Millisecond), r.Condemned, size(r.CondemnedBytes))
-	return nil
+	fmt.Fprintf(p.stdout, "%s %s in %s: %d forgotten restore points, %d segments removed (%s), %d written anew (%s).\n",
+		verb, size(r.FreedBytes), took.Round(10*time.Millisecond), r.PointsRemoved, r.Removed, size(r.RemovedBytes), r.Compacted, size(r.CompactedBytes))
+	if len(r.Pending) == 0 {
+		return nil
+	}
+	fmt.Fprintln(p.stdout, "\nTo be freed by a later prune:")
+	return p.table("WHEN\tABOUT\tPOINTS\tWHY NOT NOW", func(line func(string, ...any)) {
+		for _, e := range r.Pending {
+			when := "not known"
+			if !e.When.IsZero() {
+				when = localTime(e.When)
+			}
+			line("%s\t%s\t%d\t%s", when, size(e.Bytes), len(e.Points), e.Why)
+		}
+	})
 }
 
 func (p *program) repairCommand() *cli.Command {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -116,12 +118,35 @@ func (p *program) sessionDiscard(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	info, err := appliance.ShowSession(st, name)
+	if err != nil {
+		return err
+	}
 	if err := appliance.DiscardSession(st, name); err != nil {
 		return err
 	}
+	p.releaseSession(c.Context, info.Session)
 	if p.json {
 		return p.printJSON(map[string]string{"discarded": name})
 	}
 	fmt.Fprintf(p.stdout, "Session %s and what was written in it are gone.\n", name)
 	return nil
+}
+
+// releaseSession lets go of the restore points of a session that was discarded.
+// Nobody is asked for a password for that: without it, the hold ends by itself.
+func (p *program) releaseSession(ctx context.Context, rec *appliance.Session) {
+	if rec.Hold == "" {
+		return
+	}
+	err := errNoPassword
+	if os.Getenv("LIFEBOAT_PASSWORD") != "" || os.Getenv("LIFEBOAT_PASSWORD_FILE") != "" || p.config.PasswordFile != "" {
+		if p.config.Repo == "" {
+			p.config.Repo = rec.RepoURL
+		}
+		err = p.withRepo(ctx, func(repo *store.Repository) error { return appliance.ReleaseSession(ctx, repo, rec) })
+	}
+	if err != nil {
+		p.log.Warn("the session's restore points are still held in the repository; the hold ends by itself", "within", store.DefaultLastingLease, "error", err)
+	}
 }
