@@ -41,7 +41,7 @@ const (
 )
 
 func (r *Repository) openIndex(ctx context.Context) (*blobIndex, error) {
-	index, err := dedupe.Open(ctx, r.backend, r.keys, dedupe.Options{Logger: r.log, Now: r.clock})
+	index, err := dedupe.Open(ctx, r.reads, r.keys, dedupe.Options{Logger: r.log, Now: r.clock})
 	if err != nil {
 		return nil, err
 	}

@@ -9,8 +9,9 @@ import (
 )
 
 // openNear puts a cache over a slow backend. Only what never changes goes
-// through it: a segment or a restore point under a name is what it was, for as
-// long as it is there.
+// through it: a segment, a run of the index or a restore point under a name is
+// what it was, for as long as it is there. That it is still there, the cache
+// cannot tell: whoever has to know asks the backend.
 func (r *Repository) openNear(opts Options) {
 	r.reads = r.backend
 	if !opts.Remote && (opts.DiskCache.Dir == "" || opts.DiskCache.Bytes <= 0) {
@@ -18,7 +19,7 @@ func (r *Repository) openNear(opts Options) {
 	}
 	o := blockcache.Options{
 		Bytes: opts.DiskCache.Bytes, Logger: r.log, Key: r.keys.SubKey("block cache", []byte(r.id)),
-		Prefixes: []string{"segments/", pointPrefix},
+		Prefixes: []string{"segments/", pointPrefix, indexPrefix},
 	}
 	if opts.DiskCache.Dir != "" {
 		o.Dir = filepath.Join(opts.DiskCache.Dir, r.id)

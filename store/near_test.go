@@ -19,6 +19,7 @@ import (
 	"lifeboat/disk"
 	"lifeboat/disk/disktest"
 	"lifeboat/store/backend"
+	"lifeboat/store/internal/blockcache"
 	"lifeboat/store/internal/segment"
 )
 
@@ -363,4 +364,51 @@ func TestWhatIsAskedForSurvivesAScan(t *testing.T) {
 	if missing > 6 {
 		t.Errorf("%d of 64 hot frames are gone after a scan", missing)
 	}
+}
+
+// BenchmarkAfar reads through 15 ms of latency in order, with nothing of it on
+// local disk, and all.
+func BenchmarkAfar(b *testing.B) {
+	w, near := newRepo(b)
+	p := backup(b, near, "vm", nil, benchDisk(benchSize), nil)
+	for _, size := range []int{64 << 10, 1 << 20} {
+		for _, where := range []string{"cold", "disk"} {
+			b.Run(fmt.Sprintf("%dK/%s", size>>10, where), func(b *testing.B) {
+				dir := b.TempDir()
+				if where == "disk" {
+					scanAfar(b, w, p, dir, size)
+				}
+				b.SetBytes(benchSize)
+				var used time.Duration
+				var stats blockcache.Stats
+				for b.Loop() {
+					if where == "cold" {
+						dir = b.TempDir()
+					}
+					start := cpuTime()
+					stats = scanAfar(b, w, p, dir, size)
+					used += cpuTime() - start
+				}
+				perCore(b, benchSize, used)
+				b.ReportMetric(float64(stats.Requests), "requests")
+				b.ReportMetric(float64(stats.Wasted)/1e6, "MB-wasted")
+			})
+		}
+	}
+}
+
+func scanAfar(b *testing.B, w *world, p *Point, dir string, size int) blockcache.Stats {
+	b.Helper()
+	r, far := openAfar(b, w, dir)
+	defer r.Close()
+	far.delay = 15 * time.Millisecond
+	img := openDisk(b, r, p)
+	defer img.Close()
+	buf := make([]byte, size)
+	for off := int64(0); off < benchSize; off += int64(size) {
+		if _, err := img.ReadAt(buf, off); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return r.near.Stats()
 }
