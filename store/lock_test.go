@@ -147,7 +147,7 @@ func TestWindowBounds(t *testing.T) {
 			t.Errorf("a window of %v is taken", window)
 		}
 	}
-	if im, err := r.Immutability(t.Context()); err != nil || im != (Immutability{Window: time.Hour}) {
+	if im, err := r.Immutability(t.Context()); err != nil || im.Window != time.Hour || im.AppendOnly {
 		t.Errorf("%+v, %v", im, err)
 	}
 }
@@ -281,6 +281,54 @@ func TestDamagedProtection(t *testing.T) {
 	wantProtected(t, r, third.ID, ErrImmutable)
 	host.pass(15 * day)
 	wantProtected(t, r, third.ID, ErrAppendOnly)
+}
+
+// Who has stolen a password can't lock the others out at once, whatever order
+// the commands are in.
+func TestKeysOfImmutablePoints(t *testing.T) {
+	b, r, host, _ := lockedRepo(t, 14*day)
+	ctx := t.Context()
+	keys, err := r.Keys(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := keys[0].ID
+	if _, err := r.AddPassword(ctx, []byte("thief"), ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetWindow(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what string, err error) {
+		t.Helper()
+		var wait *KeyProtectedError
+		if !errors.As(err, &wait) || !errors.Is(err, ErrProtected) || wait.Key != owner {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refused("remove", r.RemoveKey(ctx, owner))
+	host.wall = host.wall.Add(300 * day)
+	refused("remove with another clock", r.RemoveKey(ctx, owner))
+	refused("change the password", r.ChangePassword(ctx, []byte("thief 2")))
+	if im, err := r.Immutability(ctx); err != nil || len(im.KeyRemovals) != 1 || !im.KeyRemovals[0].From.Equal(host.wall.Add(14*day)) {
+		t.Errorf("%+v, %v", im, err)
+	}
+	host.pass(13 * day)
+	if err := r.KeepKey(ctx, owner); err != nil { // seen in time
+		t.Fatal(err)
+	}
+	if err := r.KeepKey(ctx, owner); !errors.Is(err, ErrNotFound) {
+		t.Errorf("kept twice: %v", err)
+	}
+	refused("remove again", r.RemoveKey(ctx, owner))
+	openAs(t, b, host) // with the owner's password
+	host.pass(day)
+	if err := r.RemoveKey(ctx, owner); err != nil {
+		t.Errorf("when no point is immutable any more: %v", err)
+	}
+	if _, err := Open(ctx, b, testPassword, Options{Logger: quiet()}); !errors.Is(err, ErrWrongPassword) {
+		t.Errorf("open with a key that was removed: %v", err)
+	}
 }
 
 func TestInitOverARepository(t *testing.T) {

@@ -189,15 +189,7 @@ func (j lockJob) lockNames(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	for info, err := range j.r.backend.List(ctx, keyring.KeyPrefix) {
-		if err != nil {
-			return err
-		}
-		if err := j.locker.Lock(ctx, info.Name, j.need); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
+	return j.lockKeys(ctx)
 }
 
 // lockSegments locks segments, and says until when all of them are locked at

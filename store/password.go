@@ -47,13 +47,19 @@ func (r *Repository) AddPassword(ctx context.Context, password []byte, label str
 }
 
 // ChangePassword replaces the password that the repository was opened with.
+// Where points are protected the old one stays for a while: a *KeyProtectedError
+// says how long.
 func (r *Repository) ChangePassword(ctx context.Context, password []byte) error {
-	return r.ring.ChangePassword(ctx, r.backend, password, keyring.KeyOptions{KDF: r.kdf})
+	return r.changePassword(ctx, password)
 }
 
 // RemoveKey takes a password's key away. The last one cannot be removed
-// (ErrLastKey).
+// (ErrLastKey), and where points are protected none at once (*KeyProtectedError;
+// see keyguard.go).
 func (r *Repository) RemoveKey(ctx context.Context, id string) error {
+	if err := r.guardKey(ctx, id); err != nil {
+		return fmt.Errorf("remove key %s: %w", id, err)
+	}
 	err := r.ring.RemoveKey(ctx, r.backend, id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)

@@ -43,6 +43,8 @@ type Immutability struct {
 	AppendOnlyEnds time.Time
 	// AppendOnlyEndedBy is the host where they did.
 	AppendOnlyEndedBy string
+	// KeyRemovals is the keys that somebody wants to remove.
+	KeyRemovals []KeyRemoval
 }
 
 // immutabilityRecord is the object settings/immutability. Times are in Unix
@@ -53,6 +55,8 @@ type immutabilityRecord struct {
 	AppendOnly    bool   `json:"append_only,omitempty"`
 	EndsAt        int64  `json:"append_only_ends,omitempty"` // 0: it does not
 	EndedBy       string `json:"append_only_ended_by,omitempty"`
+
+	KeyRemovals []keyRemovalRecord `json:"key_removals,omitempty"` // see keyguard.go
 }
 
 func (s immutabilityRecord) window() time.Duration {
@@ -69,6 +73,9 @@ func decodeImmutability(data []byte) (immutabilityRecord, error) {
 	var s immutabilityRecord
 	if err := decodeStrict(data, &s); err != nil {
 		return s, err
+	}
+	if len(s.KeyRemovals) > maxKeyRemovals {
+		return s, fmt.Errorf("%w: %d keys to be removed", ErrDamaged, len(s.KeyRemovals))
 	}
 	if s.WindowSeconds < 0 || s.WindowSeconds > int64(maxWindow/time.Second) || s.EndsAt < 0 {
 		return s, fmt.Errorf("%w: a window of %d s, append-only until %d", ErrDamaged, s.WindowSeconds, s.EndsAt)
@@ -106,7 +113,7 @@ func (r *Repository) putSetting(ctx context.Context, name string, v any) error {
 // Immutability returns how points are protected.
 func (r *Repository) Immutability(ctx context.Context) (Immutability, error) {
 	s, err := r.readImmutability(ctx)
-	if err != nil || !s.AppendOnly {
+	if err != nil || !s.AppendOnly && len(s.KeyRemovals) == 0 {
 		return Immutability{Window: s.window()}, err
 	}
 	now, err := r.repositoryTime(ctx)
@@ -116,6 +123,9 @@ func (r *Repository) Immutability(ctx context.Context) (Immutability, error) {
 	im := Immutability{Window: s.window(), AppendOnly: s.appendOnly(now.at)}
 	if im.AppendOnly && s.EndsAt != 0 {
 		im.AppendOnlyEnds, im.AppendOnlyEndedBy = now.wallAt(s.EndsAt), s.EndedBy
+	}
+	for _, w := range s.KeyRemovals {
+		im.KeyRemovals = append(im.KeyRemovals, KeyRemoval{Key: w.Key, From: now.wallAt(w.At), By: w.By})
 	}
 	return im, nil
 }
@@ -128,8 +138,8 @@ func (r *Repository) SetWindow(ctx context.Context, window time.Duration) error 
 		return fmt.Errorf("set the immutability window: %v is not between 0 and %v", window, maxWindow)
 	}
 	seconds := int64((window + time.Second - 1) / time.Second)
-	err := r.changeImmutability(ctx, func(s *immutabilityRecord, now int64) error {
-		if seconds < s.WindowSeconds && s.appendOnly(now) {
+	err := r.changeImmutability(ctx, func(s *immutabilityRecord, now repoTime) error {
+		if seconds < s.WindowSeconds && s.appendOnly(now.at) {
 			return fmt.Errorf("%w: the window of %v can be extended, not shortened", ErrAppendOnly, s.window())
 		}
 		s.WindowSeconds = seconds
@@ -145,14 +155,14 @@ func (r *Repository) SetWindow(ctx context.Context, window time.Duration) error 
 // comes after AppendOnlyDelay or the window, whichever is longer, and until then
 // everything is refused as before and switching it on again takes the wish back.
 func (r *Repository) SetAppendOnly(ctx context.Context, on bool) error {
-	err := r.changeImmutability(ctx, func(s *immutabilityRecord, now int64) error {
+	err := r.changeImmutability(ctx, func(s *immutabilityRecord, now repoTime) error {
 		switch {
 		case on:
 			s.AppendOnly, s.EndsAt, s.EndedBy = true, 0, ""
-		case !s.appendOnly(now):
+		case !s.appendOnly(now.at):
 			s.AppendOnly, s.EndsAt, s.EndedBy = false, 0, ""
 		case s.EndsAt == 0:
-			s.EndsAt = now + max(AppendOnlyDelay, s.window()).Milliseconds()
+			s.EndsAt = now.at + max(AppendOnlyDelay, s.window()).Milliseconds()
 			s.EndedBy, _ = os.Hostname() // for people
 		}
 		return nil
@@ -163,10 +173,13 @@ func (r *Repository) SetAppendOnly(ctx context.Context, on bool) error {
 	return nil
 }
 
+// errNothingToChange says that a setting is right as it is.
+var errNothingToChange = errors.New("nothing to change")
+
 // changeImmutability replaces the setting with what change makes of it. A
 // damaged one is begun anew, as in append-only mode: nothing is allowed that
 // might not have been.
-func (r *Repository) changeImmutability(ctx context.Context, change func(s *immutabilityRecord, now int64) error) error {
+func (r *Repository) changeImmutability(ctx context.Context, change func(s *immutabilityRecord, now repoTime) error) error {
 	s, err := r.readImmutability(ctx)
 	if errors.Is(err, ErrDamaged) {
 		r.log.Error("the immutability setting is damaged: begun anew in append-only mode", "error", err)
@@ -179,7 +192,9 @@ func (r *Repository) changeImmutability(ctx context.Context, change func(s *immu
 	if err != nil {
 		return err
 	}
-	if err := change(&s, now.at); err != nil {
+	if err := change(&s, now); errors.Is(err, errNothingToChange) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	s.Format = recordFormat

@@ -44,6 +44,12 @@ func (p *program) immutableCommand() *cli.Command {
 					return fmt.Errorf("%w: append-only %q: say on or off", appliance.ErrUsage, c.Args().First())
 				}),
 			},
+			{
+				Name: "keep-key", Usage: "take back what somebody asked for: that a password's key be removed", ArgsUsage: "KEY",
+				Action: p.immutableAction(1, func(c *cli.Context, repo *store.Repository) error {
+					return repo.KeepKey(c.Context, c.Args().First())
+				}),
+			},
 		},
 	}
 }
@@ -75,7 +81,9 @@ func (p *program) printImmutability(c *cli.Context, repo *store.Repository) erro
 			Ends     time.Time `json:"append_only_ends,omitzero"`
 			EndHost  string    `json:"append_only_ended_by,omitempty"`
 			ByBucket string    `json:"object_lock"`
-		}{im.Window.Seconds(), im.AppendOnly, im.AppendOnlyEnds, im.AppendOnlyEndedBy, objectLock(c, repo)}
+
+			Removals []store.KeyRemoval `json:"key_removals,omitempty"`
+		}{im.Window.Seconds(), im.AppendOnly, im.AppendOnlyEnds, im.AppendOnlyEndedBy, objectLock(c, repo), im.KeyRemovals}
 		return p.printJSON(doc)
 	}
 	window, appendOnly := "none", "off"
@@ -90,6 +98,10 @@ func (p *program) printImmutability(c *cli.Context, repo *store.Repository) erro
 			localTime(im.AppendOnlyEnds), im.AppendOnlyEndedBy)
 	}
 	fmt.Fprintf(p.stdout, "Window of new points  %s\nAppend-only mode      %s\nObject lock           %s\n", window, appendOnly, objectLock(c, repo))
+	for _, w := range im.KeyRemovals {
+		fmt.Fprintf(p.stdout, "Key to be removed     %s, from %s on (asked for on %s; `lifeboat immutable keep-key %s` keeps it)\n",
+			w.Key, localTime(w.From), w.By, w.Key)
+	}
 	return nil
 }
 
