@@ -285,3 +285,21 @@ func BenchmarkVerify(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkVerifyStructure is what a segment costs when its frames are not read.
+func BenchmarkVerifyStructure(b *testing.B) {
+	m := newMemory()
+	rng := rand.New(rand.NewPCG(1, 2))
+	blobs := make([]blob, 2000)
+	for i := range blobs {
+		blobs[i] = mixed(rng, Data, 4*FrameSize)
+	}
+	_, info := write(b, m, 9, WriterOptions{}, blobs)
+	for b.Loop() {
+		err := VerifyPart(b.Context(), m, testKeys{}, info.Name, VerifyOptions{Slots: func(int) bool { return false }}, func(d *DamageError) { b.Error(d) })
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Seconds())/float64(b.N)*(1e12/float64(info.Size)), "s/TB")
+}

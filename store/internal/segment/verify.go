@@ -71,9 +71,10 @@ const closeBy = 128 << 10
 // verifier goes through one object front to back.
 type verifier struct {
 	*object
+	keys   KeySource
 	report func(*DamageError)
 	wait   func(ctx context.Context, n int) error
-	dec    *decoder
+	dec    *decoder // made when the first frame is read
 	hash   *Hasher
 
 	next  int64 // where the next frame must begin; unknown (-1) after a damaged page
@@ -85,7 +86,7 @@ type verifier struct {
 }
 
 func newVerifier(o *object, keys KeySource, report func(*DamageError)) *verifier {
-	return &verifier{object: o, report: report, dec: newDecoder(), hash: NewHasher(keys), next: headerSize, until: o.lay.framesEnd}
+	return &verifier{object: o, keys: keys, report: report, next: headerSize, until: o.lay.framesEnd}
 }
 
 // pass reports damage and hands on other errors.
@@ -208,7 +209,8 @@ func (v *verifier) blob(ctx context.Context, slot int, e *entry, ids []byte) err
 	if err != nil {
 		return v.pass(located(err, v.object, slot, 0, e.frameCount(), e))
 	}
-	if cap(v.block) < e.rawLen {
+	if v.dec == nil {
+		v.dec, v.hash = newDecoder(), NewHasher(v.keys)
 		v.block = make([]byte, MaxFrames*FrameSize)
 	}
 	plain, good := v.block[:e.rawLen], e.lost() == 0
