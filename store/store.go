@@ -29,9 +29,12 @@
 // # Who may do what at the same time
 //
 // Any number of readers and writers, in one process and in many, on one
-// repository. A writer announces itself with a claim on a range of segment
-// numbers, so that no two write the same object; see claim.go for the protocol
-// and its safety argument. Only Prune wants to be alone with the writers.
+// repository, and one prune beside them: nobody waits for anybody. A writer
+// announces itself with a claim on a range of segment numbers, so that no two
+// write the same object; claim.go has the protocol and its safety argument. A
+// reader holds the points that it reads (hold.go). [Repository.Forget] hides a
+// point and [Repository.Prune] removes it, and what nobody needs any more;
+// prune.go says why nothing is removed that anybody needs.
 package store
 
 import (
