@@ -175,6 +175,9 @@ func (r *Repository) takeClaim(ctx context.Context, kind claimKind) (*claim, err
 func (r *Repository) takeClaimWith(ctx context.Context, kind claimKind, more func(*claimRecord)) (*claim, error) {
 	host, _ := os.Hostname() // only for people
 	me := owner{Host: host, Process: r.proc.Self(), Nonce: randomHex(8)}
+	if _, err := r.exclusiveBackend(ctx); err != nil {
+		return nil, fmt.Errorf("take a claim: %w", err)
+	}
 	// A listing may be old (NFS); a number that was found taken exists all the same.
 	taken := uint64(0)
 	for {
