@@ -29,6 +29,9 @@ type ExportRequest struct {
 	Output string // file name, or a device or named pipe that exists
 	Format string // one of the Format constants
 	Force  bool   // replace an existing file, write over a device
+	// GivenUp, if not nil, makes damage no reason to fail: what cannot be read
+	// becomes zeros, and GivenUp hears of each such area of a disk at its end.
+	GivenUp func(n int, area disk.Extent)
 	// Progress hears of bytes written of the disk's size.
 	Progress func(done, total int64)
 }
@@ -45,7 +48,7 @@ func ExportDisk(ctx context.Context, repo *store.Repository, pt *store.Point, re
 	if err != nil {
 		return err
 	}
-	img, release, err := openToExport(ctx, repo, pt, req.Disk)
+	img, release, err := openToExport(ctx, repo, pt, req.Disk, req.GivenUp)
 	if err != nil {
 		return err
 	}
@@ -70,18 +73,38 @@ func ExportDisk(ctx context.Context, repo *store.Repository, pt *store.Point, re
 const exportPurpose = "export"
 
 // openToExport opens a disk of a point that nobody removes until release.
-func openToExport(ctx context.Context, repo *store.Repository, pt *store.Point, n int) (img disk.Image, release func(), err error) {
+func openToExport(ctx context.Context, repo *store.Repository, pt *store.Point, n int, givenUp func(int, disk.Extent)) (img disk.Image, release func(), err error) {
 	unhold, err := repo.HoldToRead(ctx, []*store.Point{pt}, exportPurpose)
 	if err != nil {
 		return nil, nil, pointError(err)
 	}
-	if img, err = OpenPointDisk(ctx, repo, pt, n); err != nil {
+	img, done, err := openWhole(ctx, repo, pt, n, givenUp)
+	if err != nil {
 		unhold()
 		return nil, nil, err
 	}
 	return img, func() {
-		img.Close()
+		done()
 		unhold()
+	}, nil
+}
+
+// openWhole opens a disk that is about to be read once, damage and all where
+// givenUp is not nil. done closes it.
+func openWhole(ctx context.Context, repo *store.Repository, pt *store.Point, n int, givenUp func(int, disk.Extent)) (img disk.Image, done func(), err error) {
+	img, err = OpenPointDisk(ctx, repo, pt, n)
+	if err != nil {
+		return nil, nil, err
+	}
+	if givenUp == nil {
+		return img, func() { img.Close() }, nil
+	}
+	s := newSalvaged(img)
+	return s, func() {
+		s.Close()
+		for _, area := range s.areas() {
+			givenUp(n, area)
+		}
 	}, nil
 }
 
@@ -92,7 +115,7 @@ func ExportStream(ctx context.Context, repo *store.Repository, pt *store.Point, 
 	if err != nil {
 		return err
 	}
-	img, release, err := openToExport(ctx, repo, pt, req.Disk)
+	img, release, err := openToExport(ctx, repo, pt, req.Disk, req.GivenUp)
 	if err != nil {
 		return err
 	}
@@ -104,6 +127,8 @@ func ExportStream(ctx context.Context, repo *store.Repository, pt *store.Point, 
 type ExportAllRequest struct {
 	Output string // a directory that does not exist, or is empty
 	Format string
+	// GivenUp is as in ExportRequest.
+	GivenUp func(n int, area disk.Extent)
 	// Started, if not nil, hears of each disk and returns where its progress
 	// goes.
 	Started func(n int, name string, size int64) func(done, total int64)
@@ -155,12 +180,12 @@ func exportAll(ctx context.Context, repo *store.Repository, pt *store.Point, req
 		if req.Started != nil {
 			progress = req.Started(n, name, d.Size)
 		}
-		img, err := OpenPointDisk(ctx, repo, pt, n)
+		img, done, err := openWhole(ctx, repo, pt, n, req.GivenUp)
 		if err != nil {
 			return nil, err
 		}
 		err = write(ctx, st, name, img, progress)
-		img.Close()
+		done()
 		if err != nil {
 			return nil, fmt.Errorf("disk %d: %w", n, err)
 		}

@@ -234,15 +234,15 @@ func (c *copying) run(ctx context.Context) (err error) {
 			err = cerr
 		}
 	}()
-	ctx, cancel := context.WithCancelCause(ctx)
+	whole, cancel := context.WithCancelCause(ctx)
 	var keeper sync.WaitGroup
-	keeper.Go(func() { c.keepNowAndThen(ctx) })
+	keeper.Go(func() { c.keepNowAndThen(whole) })
 	defer keeper.Wait()
 	defer cancel(nil)
-	group, ctx := errgroup.WithContext(ctx)
+	group, each := errgroup.WithContext(whole)
 	group.SetLimit(c.opts.Parallel)
 	for _, vm := range c.vms {
-		group.Go(func() error { return c.copyVM(ctx, vm) })
+		group.Go(func() error { return c.copyVM(each, vm) })
 	}
 	return group.Wait()
 }
