@@ -22,10 +22,10 @@ import (
 // replaced for the length of its lease (by the backend's clock), or its process
 // is known to be gone, it counts no more. So no crash keeps a point for ever.
 //
-// A hold is put up first, and then the points are looked for: each must be there
-// and have no tombstone. A prune reads the tombstones first and the holds then.
-// So either the prune sees the hold, or the reader sees the tombstone that the
-// prune goes by.
+// A hold is put up first, and then the points are looked for: each must have no
+// tombstone and be there, in this order. A prune reads the tombstones first and
+// the holds then. So either the prune sees the hold, or the reader sees the
+// tombstone that the prune goes by, or, if that is gone already, that the point is.
 //
 // A lasting hold is not bound to a process: it is a session's, whose changes are
 // worth nothing without the point below them. It outlives its process by its
@@ -175,12 +175,37 @@ func (h *Hold) put(ctx context.Context) error {
 	return h.r.putSealed(ctx, holdName(h.id), data, backend.Replace)
 }
 
-// check fails with ErrNotFound when a point is gone. It is called after the hold
-// is there.
+// fewPoints is how many points are looked for one by one.
+const fewPoints = 8
+
+// check fails with ErrNotFound when a point is gone or forgotten. It is called
+// after the hold is there.
 func (h *Hold) check(ctx context.Context) error {
+	if len(h.rec.Points) > fewPoints {
+		return h.checkMany(ctx)
+	}
 	for _, id := range h.rec.Points {
 		if _, err := h.r.pointRecord(ctx, id); err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) {
 			return err
+		}
+	}
+	return nil
+}
+
+// checkMany is check by two listings; for their order see pointRecord.
+func (h *Hold) checkMany(ctx context.Context) error {
+	forgotten, err := h.r.forgottenIDs(ctx)
+	if err != nil {
+		return err
+	}
+	ids, err := h.r.pointIDs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range h.rec.Points {
+		_, gone := forgotten[id]
+		if _, there := slices.BinarySearch(ids, id); gone || !there {
+			return fmt.Errorf("restore point %s: %w", id, ErrNotFound)
 		}
 	}
 	return nil

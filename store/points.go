@@ -182,27 +182,27 @@ func (r *Repository) Point(ctx context.Context, id string) (*Point, error) {
 	return rec.public(), nil
 }
 
-// pointRecord reads the point from its object, each time, because it may be
-// gone by now, and then looks for its tombstone: in this order, which Hold and
-// Begin rely on.
+// pointRecord reads the point from its object, each time, because it may be gone
+// by now. It looks for the tombstone first: a prune removes the object before the
+// tombstone, so that whoever finds no tombstone and then the point (as Hold and
+// Begin do, after they have put up what keeps it) knows that no prune that is
+// under way has decided to remove it.
 func (r *Repository) pointRecord(ctx context.Context, id string) (*pointRecord, error) {
 	if !validID(id) {
 		return nil, fmt.Errorf("%w: %.40q is not the ID of a restore point (16 hexadecimal digits)", ErrReference, id)
+	}
+	forgotten, err := r.isForgotten(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if forgotten {
+		r.points.drop(id)
+		return nil, fmt.Errorf("restore point %s was forgotten: %w", id, ErrNotFound)
 	}
 	rec, err := r.readPoint(ctx, id)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && rec.Void {
 		r.points.drop(id)
 		return nil, fmt.Errorf("restore point %s: %w", id, ErrNotFound)
-	}
-	if err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) {
-		return nil, err
-	}
-	forgotten, err2 := r.isForgotten(ctx, id)
-	if err2 != nil {
-		return nil, err2
-	}
-	if forgotten {
-		return nil, fmt.Errorf("restore point %s was forgotten: %w", id, ErrNotFound)
 	}
 	if err != nil {
 		return nil, err

@@ -14,7 +14,7 @@ import (
 //   - It respects the list of the condemned that it read after it had its claim,
 //     and says in the claim which version that is (respect).
 //   - Before it takes blocks over from a parent, the parent is in its claim, and
-//     then it looks whether the parent is still there (enter).
+//     then it looks whether the parent was forgotten, and is still there (enter).
 //   - Its claim says from which claim on its unfinished points have segments.
 //
 // The list is read again when a point begins. What was respected once is
@@ -61,6 +61,16 @@ func (in *Ingest) declare(ctx context.Context) error {
 		return nil
 	}
 	return in.claim.update(ctx, in.describe)
+}
+
+// declareAgain renews the claim, and fails with ErrFenced if that is lost.
+func (in *Ingest) declareAgain(ctx context.Context) error {
+	err := in.claim.update(ctx, in.describe)
+	if errors.Is(err, ErrFenced) {
+		in.cancel(err)
+		return err
+	}
+	return nil
 }
 
 // describe enters in a claim what the unfinished points keep.

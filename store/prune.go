@@ -24,12 +24,12 @@ import (
 //
 // # What others do
 //
-//	reader   its hold is put up → each of its points is there, without tombstone
+//	reader   its hold is put up → each of its points has no tombstone → is there
 //	writer   its claim is put up → it reads the list of the condemned → it says in
 //	         the claim which version (seen), and from then on takes no address on
 //	         the list from the dedupe index
-//	         a point with a parent: the parent is in the claim → it is there,
-//	         without tombstone → blocks are taken over from it
+//	         a point with a parent: the parent is in the claim → it has no
+//	         tombstone → it is there → blocks are taken over from it
 //	         commit: the point's object → the claim no longer names the parent
 //	forget   puts up a tombstone; Unforget takes it down, and excludes prunes
 //
@@ -68,11 +68,12 @@ import (
 //     is in L' or has A from the index. In L' it needs A, unless it is in X. But no
 //     P in X is anybody's parent: it had a tombstone when T was read. A writer that
 //     named it in its claim before C was read keeps it out of X; one that did so
-//     later found the tombstone, and let it be.
+//     later found the tombstone and let it be, or, since 9 removes the point before
+//     the tombstone, found neither.
 //
-// Readers: a hold in C keeps its points out of X. A hold that came later found the
-// tombstones of all in X, and failed. What the points of a hold need is marked, for
-// as long as they are there.
+// Readers: a hold in C keeps its points out of X. A hold that came later found that
+// all in X were forgotten or gone. What the points of a hold need is marked, for as
+// long as they are there.
 //
 // Segments that a writer adds to are in the range of its open claim, or of a claim
 // higher than all in C, and left alone in 7. So are those of the earlier claims of
