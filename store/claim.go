@@ -289,6 +289,16 @@ func (c *claim) update(ctx context.Context, change func(*claimRecord)) error {
 	return nil
 }
 
+// lost fails with ErrFenced when the claim was taken away, or is fenced.
+func (c *claim) lost(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.check(ctx); err != nil {
+		return err
+	}
+	return c.unfenced(ctx)
+}
+
 // unfenced fails with ErrFenced when a sweeper has put up the claim's fence. It
 // is asked after what the claim says of segments and points has changed. c.mu is
 // held.

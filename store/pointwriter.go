@@ -269,7 +269,7 @@ func (in *Ingest) commit(ctx context.Context, w *PointWriter) error {
 		d := &rec.Disks[i]
 		blocks, err := in.r.maps.Used(ctx, d.tree(in.r.blockSize))
 		if err != nil {
-			if fenced := in.declareAgain(ctx); fenced != nil {
+			if fenced := in.lostClaim(ctx); fenced != nil {
 				return fenced // that is why
 			}
 			return fmt.Errorf("read back the map of disk %d: %w", d.Key, damaged(err))

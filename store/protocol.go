@@ -63,9 +63,9 @@ func (in *Ingest) declare(ctx context.Context) error {
 	return in.claim.update(ctx, in.describe)
 }
 
-// declareAgain renews the claim, and fails with ErrFenced if that is lost.
-func (in *Ingest) declareAgain(ctx context.Context) error {
-	err := in.claim.update(ctx, in.describe)
+// lostClaim fails with ErrFenced if the claim is lost, and then ends the ingest.
+func (in *Ingest) lostClaim(ctx context.Context) error {
+	err := in.claim.lost(ctx)
 	if errors.Is(err, ErrFenced) {
 		in.cancel(err)
 		return err
