@@ -161,8 +161,11 @@ func version(ctx context.Context, env []string, program string, args ...string) 
 	return words[1], nil
 }
 
-// onlyFile is the one file below a directory.
+// onlyFile is the one file below a directory, or a link to one.
 func onlyFile(dir string) (found string, err error) {
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", err
+	}
 	err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			found = path
