@@ -22,10 +22,9 @@ import (
 
 // heard is a log that tests wait on.
 type heard struct {
-	mu    sync.Mutex
-	text  bytes.Buffer
-	more  chan struct{} // closed when something comes
-	limit slog.Level
+	mu   sync.Mutex
+	text bytes.Buffer
+	more chan struct{} // closed when something comes
 }
 
 func newHeard() *heard { return &heard{more: make(chan struct{})} }
