@@ -157,8 +157,10 @@ func (f *FS) openJournal(ctx context.Context) (*journal, error) {
 	if be.Uint32(b) != jbdMagic || kind != jbdSuperV1 && kind != jbdSuperV2 {
 		return nil, corrupt("it has no superblock")
 	}
-	j := &journal{fs: f, img: img, size: int64(be.Uint32(b[jsBlockSize:])), end: uint64(be.Uint32(b[jsMaxLen:])), first: uint64(be.Uint32(b[jsFirst:])),
-		sequence: be.Uint32(b[jsSequence:]), start: uint64(be.Uint32(b[jsStart:])), revoked: map[uint64]uint32{}}
+	j := &journal{
+		fs: f, img: img, size: int64(be.Uint32(b[jsBlockSize:])), end: uint64(be.Uint32(b[jsMaxLen:])), first: uint64(be.Uint32(b[jsFirst:])),
+		sequence: be.Uint32(b[jsSequence:]), start: uint64(be.Uint32(b[jsStart:])), revoked: map[uint64]uint32{},
+	}
 	if kind == jbdSuperV2 {
 		j.incompat = be.Uint32(b[jsIncompat:])
 		j.seed = crc(^uint32(0), b[jsUUID:jsUUID+16])
@@ -239,10 +241,10 @@ func (j *journal) scan(ctx context.Context) error {
 		at = j.next(at)
 		switch be.Uint32(b[4:]) {
 		case jbdDescriptor:
-			tags, err := j.descriptor(b)
-			if err != nil {
-				j.torn = true
-				return nil // what was written before it is whole
+			tags, ok := j.descriptor(b)
+			if !ok {
+				j.torn = true // what was written before it is whole
+				return nil
 			}
 			for i := range tags {
 				tags[i].log = at
@@ -287,12 +289,11 @@ func (j *journal) blockSum(b []byte) bool {
 	return sum == binary.BigEndian.Uint32(b[len(b)-4:])
 }
 
-var errTorn = errors.New("not as it was written")
-
-// descriptor reads the tags of a descriptor block.
-func (j *journal) descriptor(b []byte) ([]tag, error) {
+// descriptor reads the tags of a descriptor block, and reports false where it is
+// not as it was written.
+func (j *journal) descriptor(b []byte) ([]tag, bool) {
 	if !j.blockSum(b) {
-		return nil, errTorn
+		return nil, false
 	}
 	size := 8
 	switch {
@@ -329,10 +330,10 @@ func (j *journal) descriptor(b []byte) ([]tag, error) {
 			off += 16
 		}
 		if flags&tagLast != 0 {
-			return tags, nil
+			return tags, true
 		}
 	}
-	return tags, nil
+	return tags, true
 }
 
 // revocations reads the blocks that a transaction takes back.

@@ -176,18 +176,19 @@ func (pv *physical) take(text string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range top.order {
-		vg := top.sections[name]
-		seq, err := vg.num("seqno")
-		if err != nil {
-			return err
-		}
-		if pv.vg == nil || seq > pv.seq {
-			pv.vg, pv.name, pv.seq = vg, name, seq
-		}
-		return nil
+	if len(top.order) == 0 {
+		return corrupt("its metadata describe no volume group")
 	}
-	return corrupt("its metadata describe no volume group")
+	name := top.order[0] // there is but one
+	vg := top.sections[name]
+	seq, err := vg.num("seqno")
+	if err != nil {
+		return err
+	}
+	if pv.vg == nil || seq > pv.seq {
+		pv.vg, pv.name, pv.seq = vg, name, seq
+	}
+	return nil
 }
 
 // spellUUID puts the dashes in.

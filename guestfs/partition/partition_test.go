@@ -176,7 +176,7 @@ func TestBackupGPT(t *testing.T) {
 
 // TestNoTable: what is no partition table is not taken for one.
 func TestNoTable(t *testing.T) {
-	for name, make := range map[string]func(t *testing.T, file string){
+	for name, format := range map[string]func(t *testing.T, file string){
 		"zeros": func(*testing.T, string) {},
 		"ext4": func(t *testing.T, file string) {
 			tool(t, "mke2fs", "-q", "-F", "-t", "ext4", file)
@@ -192,7 +192,7 @@ func TestNoTable(t *testing.T) {
 			if err := os.Truncate(file, 64*megabyte); err != nil {
 				t.Fatal(err)
 			}
-			make(t, file)
+			format(t, file)
 			if got := read(t, file); got.Scheme != partition.None || len(got.Partitions) != 0 {
 				t.Errorf("got %+v", got)
 			}

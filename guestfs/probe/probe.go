@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf16"
 	"unicode/utf8"
 
 	"lifeboat/disk"
@@ -132,19 +131,6 @@ func has(b []byte, n int) bool { return len(b) >= n }
 func text(b []byte) string {
 	b, _, _ = bytes.Cut(b, []byte{0})
 	return strings.TrimRight(strings.ToValidUTF8(string(b), string(utf8.RuneError)), " ")
-}
-
-// utf16Text is a label in UTF-16.
-func utf16Text(b []byte, order binary.ByteOrder) string {
-	var units []uint16
-	for ; len(b) >= 2; b = b[2:] {
-		u := order.Uint16(b)
-		if u == 0 {
-			break
-		}
-		units = append(units, u)
-	}
-	return strings.TrimRight(string(utf16.Decode(units)), " ")
 }
 
 func uuid(b []byte) string {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,13 +40,8 @@ func TestAgainstBlkid(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			guestfstest.NeedMount(t, "", test.args[0], "blkid")
 			image := guestfstest.NewImage(t, test.size)
-			args := strings.Fields(strings.ReplaceAll(strings.Join(test.args, "\x00 "), "IMAGE", image))
-			for i := range args {
-				args[i] = strings.TrimSuffix(args[i], "\x00")
-			}
-			if name == "btrfs" {
-				args = append(test.args[:4:4], "the pool", image)
-			}
+			args := slices.Clone(test.args)
+			args[slices.Index(args, "IMAGE")] = image
 			cmd := exec.Command(args[0], args[1:]...)
 			cmd.Stdin = strings.NewReader("secret")
 			if out, err := cmd.CombinedOutput(); err != nil {
