@@ -179,7 +179,9 @@ func (p *play) problem(format string, args ...any) {
 
 // cast opens the repository as an actor and lets it act.
 func (p *play) cast(group *sync.WaitGroup, name string, act func(ctx context.Context, rng *rand.Rand, r *Repository) error) {
+	p.stage.mu.Lock()
 	p.stage.alive[name] = true
+	p.stage.mu.Unlock()
 	group.Go(func() {
 		defer p.stage.leave(name)
 		ctx := p.t.Context()
