@@ -2,8 +2,11 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -187,6 +190,40 @@ func TestDamagedHoldKeepsEverything(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	h.Close()
+}
+
+// TestPruneRecordsGolden: the small objects of prunes are read as they were written
+// by this version of the format, and written the same.
+func TestPruneRecordsGolden(t *testing.T) {
+	data, err := os.ReadFile("testdata/prune-records-v1.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		kind, text, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		var rec any
+		switch kind {
+		case "forgotten":
+			stone := new(tombstoneRecord)
+			rec, err = stone, decodeStrict([]byte(text), stone)
+		case "hold":
+			rec, err = decodeHold([]byte(text))
+		case "claim":
+			rec, err = decodeClaim([]byte(text), 7)
+		case "condemned":
+			rec, err = decodeCondemned([]byte(text))
+		}
+		if err != nil || rec == nil {
+			t.Fatalf("%s: %v", kind, err)
+		}
+		if again, err := json.Marshal(rec); err != nil || string(again) != text {
+			t.Errorf("%s: %v\n%s\n%s", kind, err, text, again)
+		}
+	}
+	c, _ := decodeCondemned([]byte(`{"format":1,"segments":[5],"since":[6]}`))
+	if c == nil || c.Sequence != 0 || len(c.Batches) != 0 {
+		t.Errorf("the list of an earlier version: %+v", c)
+	}
 }
 
 // FuzzPruneRecords: what the small objects of prunes say is not trusted, and what

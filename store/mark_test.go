@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +57,27 @@ func TestAddrBits(t *testing.T) {
 			t.Fatalf("%d addresses, not %d", total, len(want))
 		}
 	})
+}
+
+// TestAddrBitsMemory: what a tenth of a TB of blocks takes, as segments of them
+// that cannot be compressed, and that can be by half.
+func TestAddrBitsMemory(t *testing.T) {
+	for slots, segments := range map[int]uint64{1023: 1640, 2046: 820, 4092: 410} {
+		set := newAddrBits()
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		for n := range segments {
+			set.make(256+n).setRun(0, slots)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		perTB := 10 * int64(after.HeapAlloc-before.HeapAlloc)
+		if t.Logf("%d slots a segment: %d bytes for each TB", slots, perTB); perTB > 6<<20 {
+			t.Errorf("%d slots a segment: %d bytes for each TB", slots, perTB)
+		}
+		runtime.KeepAlive(set)
+	}
 }
 
 // nodeMemory keeps nodes for trees that exist in memory only.

@@ -23,6 +23,8 @@ func (p *pruner) act(ctx context.Context) error {
 	if err := p.removePoints(ctx); err != nil {
 		return err
 	}
+	// All is decided; what it was decided by takes 5 MB for each TB.
+	p.needed, p.segments.maybe, p.segments.unsure = nil, nil, nil
 	todo := p.settledBatches()
 	if err := p.compactIndex(ctx, todo); err != nil {
 		return err
