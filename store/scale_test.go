@@ -299,6 +299,28 @@ func TestScaleOfManyPoints(t *testing.T) {
 	})
 }
 
+// TestScaleOfVerification: the set in which a verification notes what it has
+// checked takes twice as much at most, since it grows by doubling. It has two of
+// them.
+func TestScaleOfVerification(t *testing.T) {
+	const tb = int64(1e12)
+	size := tb / 8 * int64(scaled(1, 80))
+	set, used := heapOf(func() *addrSet {
+		set := newAddrSet()
+		for at, number := int64(0), uint64(256); at < size; number++ {
+			for slot := range 1023 {
+				set.add(segment.MakeAddr(number, slot))
+			}
+			at += 1023 * testBlock
+		}
+		return set
+	})
+	t.Logf("%d GB: %d bytes for %d addresses", size/1e9, used, set.count)
+	if limit := size * 2 * bitsPerTB / tb; used > limit {
+		t.Errorf("%d GB take %d bytes, at most %d are allowed", size/1e9, used, limit)
+	}
+}
+
 // heapOf is what make leaves on the heap, and what it made.
 func heapOf[T any](mk func() T) (made T, bytes int64) {
 	var before, after runtime.MemStats
