@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"os"
@@ -42,10 +43,6 @@ func bootToken() string {
 	}
 	namespace, _ := os.Readlink("/proc/self/ns/time")
 	offsets, _ := os.ReadFile("/proc/self/timens_offsets")
-	h := blake3.New()
-	for _, part := range [][]byte{boot, []byte(namespace), offsets} {
-		h.Write(part)
-		h.Write([]byte{0})
-	}
-	return hex.EncodeToString(h.Sum(nil)[:8])
+	sum := blake3.Sum256(bytes.Join([][]byte{boot, []byte(namespace), offsets, nil}, []byte{0}))
+	return hex.EncodeToString(sum[:8])
 }

@@ -252,6 +252,6 @@ func (s *sightings) worth(addr segment.Addr, n int) bool {
 		return true
 	}
 	h := (uint64(addr) + 1) * 0x9e3779b97f4a7c15
-	print := uint32(h) | 1
-	return s.table[(h>>32)&uint64(len(s.table)-1)].Swap(print) == print
+	mark := uint32(h) | 1
+	return s.table[(h>>32)&uint64(len(s.table)-1)].Swap(mark) == mark
 }

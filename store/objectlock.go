@@ -75,9 +75,12 @@ func (r *Repository) ObjectLock(ctx context.Context) error {
 	return err
 }
 
+// canLock reports whether the storage can lock objects.
+func (r *Repository) canLock(ctx context.Context) bool { return r.ObjectLock(ctx) == nil }
+
 // lockObjects locks what a point needs that was just committed.
 func (r *Repository) lockObjects(ctx context.Context, rec *pointRecord) error {
-	if rec.LockSeconds == 0 || r.ObjectLock(ctx) != nil {
+	if rec.LockSeconds == 0 || !r.canLock(ctx) {
 		return nil
 	}
 	locker, _ := backend.As[backend.Locker](r.backend)
@@ -149,7 +152,8 @@ func (r *Repository) segmentsOf(ctx context.Context, rec *pointRecord, base time
 	}
 	nodes := newAddrSet()
 	for _, d := range rec.Disks {
-		tree, err := d.tree(r.blockSize), error(nil)
+		var err error
+		tree := d.tree(r.blockSize)
 		if was, ok := parent.diskOf(d.Key); ok && !base.IsZero() {
 			err = r.maps.VisitNew(ctx, was.tree(r.blockSize), tree, visit)
 		} else {
@@ -302,7 +306,7 @@ func (r *Repository) objectLocked(ctx context.Context, name string, at time.Time
 // lockedUntil is how long the storage keeps an object; the zero time where it
 // does not.
 func (r *Repository) lockedUntil(ctx context.Context, name string) (time.Time, error) {
-	if r.ObjectLock(ctx) != nil {
+	if !r.canLock(ctx) {
 		return time.Time{}, nil
 	}
 	locker, _ := backend.As[backend.Locker](r.backend)

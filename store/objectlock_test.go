@@ -174,13 +174,13 @@ func overwriteLast(t *testing.T, m *disktest.Memory, with byte) {
 // requests.
 func TestObjectLock(t *testing.T) {
 	v := newVault()
-	r, host := vaultRepo(t, v, 16*day)
+	_, host := vaultRepo(t, v, 16*day)
 	src := wideDisk(t)
 	var points []*Point
 	var parent *Point
 	counts := map[bool]int{}
 	for n := range 12 {
-		r = openAs(t, v, host) // another process, which remembers nothing
+		r := openAs(t, v, host) // another process, which remembers nothing
 		parent = backup(t, r, "web1", parent, src, nil)
 		points = append(points, parent)
 		taken := v.taken()

@@ -13,7 +13,7 @@ import (
 	"lifeboat/store/internal/segment"
 )
 
-// Repair mends what a verification found. It follows from what the format is:
+// How a repair mends what a verification found follows from what the format is:
 //
 //   - A damaged segment gets a next generation in which everything that can be
 //     read is as it was. What cannot be read comes from elsewhere: the same

@@ -59,13 +59,6 @@ func (s *sample) counted(t testing.TB, r *Repository) (*Repository, *reads) {
 	return again, b
 }
 
-func (b *reads) total() (n int64) {
-	for _, k := range b.bytes {
-		n += k
-	}
-	return n
-}
-
 // TestStructureFindsWhatIsMissing: without reading blocks, objects that are gone,
 // cut short or damaged in their tables are found, and a damaged block is not.
 func TestStructureFindsWhatIsMissing(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -282,7 +283,7 @@ func TestUncertain(t *testing.T) {
 	for _, mode := range []backend.Mode{backend.Exclusive, backend.Replace} {
 		acted := false
 		r.proxy.SetPlan(func(q s3test.Request) s3test.Fault {
-			if q.Method == "PUT" && !acted {
+			if q.Method == http.MethodPut && !acted {
 				acted = true
 				return s3test.LoseAck
 			}

@@ -97,7 +97,7 @@ type Stats struct {
 }
 
 type counters struct {
-	memory, disk, requests, opens, fetched, ahead, wasted, stored, corrupt atomic.Int64
+	memory, disk, requests, opens, fetched, ahead, wasted, stored atomic.Int64
 }
 
 // Cache is a backend that remembers. Safe for concurrent use.

@@ -194,7 +194,7 @@ func (s *mendSource) record(slot int) (e entry, ok bool) {
 	if s.loc == nil || slot >= s.lay.slots {
 		return e, false
 	}
-	e, err := s.object.entry(s.loc, slot)
+	e, err := s.entry(s.loc, slot)
 	return e, err == nil
 }
 

@@ -227,11 +227,11 @@ func TestVerifyPart(t *testing.T) {
 		b := bytes.Clone(good)
 		b[at] ^= 1
 		m.put(info.Name, b)
-		any := false
-		if err := VerifyPart(t.Context(), m, testKeys{}, info.Name, VerifyOptions{Slots: slots}, func(*DamageError) { any = true }); err != nil {
+		hit := false
+		if err := VerifyPart(t.Context(), m, testKeys{}, info.Name, VerifyOptions{Slots: slots}, func(*DamageError) { hit = true }); err != nil {
 			t.Fatal(err)
 		}
-		return any
+		return hit
 	}
 	none := func(int) bool { return false }
 	second := func(slot int) bool { return slot >= 256 && slot < 512 }
