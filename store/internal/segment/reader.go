@@ -159,19 +159,34 @@ func (r *Reader) with(ctx context.Context, addr Addr, e *entry, do func(*object,
 	believe := r.distrust == nil
 	for try := 0; ; try++ {
 		n, err := r.once(ctx, addr, e, do)
-		var d *DamageError
-		switch {
-		case errors.As(err, &d):
-			if believe || d.Object == "" || errors.Is(err, ErrLost) || errors.Is(err, ErrRemoved) {
+		if err == nil {
+			return n, nil
+		}
+		switch object, damage := suspect(err); {
+		case damage:
+			if believe || object == "" {
 				return n, err
 			}
 			believe = true
-			r.distrust(d.Object)
-		case err == nil || !gone(err) || try == openTries:
+			r.distrust(object)
+		case !gone(err) || try == openTries:
 			return n, err
 		}
 		r.Forget(addr.Segment())
 	}
+}
+
+// suspect reports whether an error is damage, and of which object; none where
+// reading again cannot help.
+func suspect(err error) (object string, damage bool) {
+	var d *DamageError
+	if !errors.As(err, &d) {
+		return "", false
+	}
+	if errors.Is(err, ErrLost) || errors.Is(err, ErrRemoved) {
+		return "", true
+	}
+	return d.Object, true
 }
 
 // gone reports whether an error means that an object was removed while it was
