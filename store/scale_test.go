@@ -137,7 +137,7 @@ const (
 // TestScaleOfABackupIsItsChange: a backup of which the changed areas are known
 // costs what has changed, whatever the size of the disk.
 func TestScaleOfABackupIsItsChange(t *testing.T) {
-	areas, area := scaled(32, 256), scaled(4, 64) // in blocks
+	areas, area := scaled(32, 256), scaled(4, 64) // in blocks; full is 1 GiB and takes minutes
 	second := func(size int64) (cost, int64) {
 		c, r := scaleRepo(t)
 		src := disktest.NewMemory(size)
@@ -290,7 +290,7 @@ func TestScaleOfManyPoints(t *testing.T) {
 		_, err := r.Prune(t.Context(), PruneOptions{Grace: time.Hour})
 		return err
 	})
-	step("verification of the structure", 6*n+200, func() error {
+	step("verification of the structure", 3*n+200, func() error {
 		report, err := r.Verify(t.Context(), VerifyOptions{Level: VerifyStructure})
 		if err == nil && !report.OK() {
 			err = fmt.Errorf("it finds damage: %v", report.Damages[0])
