@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // What changes between the two backups of the section "changed".
@@ -29,12 +30,20 @@ func (b *bench) changed(ctx context.Context) error {
 		return err
 	}
 	defer medium.remove()
-	rows, err := b.rounds(ctx, b.opt.rounds, []measure{huge.second, medium.second})
-	if err != nil {
-		return err
-	}
 	var wall, cpu []pair
-	for _, row := range rows {
+	for round := range b.opt.rounds {
+		order := []measure{huge.second, medium.second}
+		if round%2 == 1 { // whoever is first pays for what was there before
+			slices.Reverse(order)
+		}
+		rows, err := b.rounds(ctx, 1, order)
+		if err != nil {
+			return err
+		}
+		row := rows[0]
+		if round%2 == 1 {
+			slices.Reverse(row)
+		}
 		wall = append(wall, pair{sample{value: row[0].notes["s"]}, sample{value: row[1].notes["s"]}})
 		cpu = append(cpu, pair{row[0], row[1]})
 	}
