@@ -1,11 +1,10 @@
 // Package zframe compresses small buffers to zstd frames (RFC 8878).
 //
-// General encoders are made for streams: their tables are larger than a
-// processor's cache, and for 16 KiB at a time most of their work is waiting for
-// memory. This one knows that nothing is larger than [MaxInput]. Its tables have
-// 16-bit entries and stay in the cache; everything that it finds goes into one
-// block; and its output is what any zstd decoder reads: single segment, content
-// size given, no checksum, no dictionary.
+// General encoders are made for streams and keep more than a megabyte of tables.
+// This one knows that nothing is larger than [MaxInput]. Its one table has 16-bit
+// entries and stays in the processor's cache; everything that it finds goes into
+// one block; and its output is what any zstd decoder reads: single segment,
+// content size given, no checksum, no dictionary.
 //
 // A frame is three parts: matcher.go finds what repeats, literals (what does not)
 // are Huffman-coded by package huff0, and sequences.go codes where to copy from,
