@@ -207,7 +207,11 @@ func (p *repairer) worthwhile(ctx context.Context, pt *patient, objects []string
 	}
 	p.setLost(pt.number, lost)
 	for _, slot := range lost {
-		_, ok, err := p.find(ctx, pt, slot.Addr.Slot(), &slot.Identity)
+		id := &slot.Identity
+		if *id == (segment.Identity{}) {
+			id = nil // it was not known any more when the slot was marked
+		}
+		_, ok, err := p.find(ctx, pt, slot.Addr.Slot(), id)
 		if ok || err != nil {
 			return ok, err
 		}
