@@ -50,6 +50,9 @@ func (p *program) initCommand() *cli.Command {
 					return p.printJSON(map[string]any{"repository": p.config.Repo, "id": repo.ID(), "block_size": repo.BlockSize()})
 				}
 				fmt.Fprintf(p.stdout, "Repository %s made at %s.\nKeep the password safe: without it nothing in the repository can be read, by anyone.\n", repo.ID(), p.config.Repo)
+				if window > 0 {
+					fmt.Fprintf(p.stdout, "For %s after it was made, no restore point can be removed, by anyone.\n", days(window))
+				}
 				return nil
 			})
 		},
@@ -62,7 +65,7 @@ func arguments(c *cli.Context, least, most int) error {
 	n := c.Args().Len()
 	switch {
 	case n < least:
-		return fmt.Errorf("%w: something is missing: lifeboat %s %s", appliance.ErrUsage, c.Command.FullName(), c.Command.ArgsUsage)
+		return fmt.Errorf("%w: something is missing: %s %s", appliance.ErrUsage, c.Command.HelpName, c.Command.ArgsUsage)
 	case most >= 0 && n > most:
 		return fmt.Errorf("%w: do not know what to do with %q", appliance.ErrUsage, c.Args().Get(most))
 	}

@@ -6,7 +6,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -30,7 +29,7 @@ func main() { os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
 // run is the whole program: arguments and streams in, exit code out.
 func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	tuneMemory()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), stopSignals()...)
 	defer stop()
 	// A second signal kills: whoever presses Ctrl-C twice means it.
 	context.AfterFunc(ctx, stop)
@@ -47,6 +46,16 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "lifeboat: %v\n", err)
 	}
 	return code
+}
+
+// stopSignals end work in order: Ctrl-C, kill, and a terminal that went away,
+// unless nohup says that this is no reason.
+func stopSignals() []os.Signal {
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	return signals
 }
 
 // tuneMemory keeps the garbage collector ahead of short-lived buffers: the
@@ -133,8 +142,8 @@ func prepare(c *cli.Command) {
 
 func usageError(c *cli.Context, err error, _ bool) error {
 	name := "lifeboat"
-	if c.Command != nil && c.Command.Name != "" && c.Command.Name != name {
-		name += " " + c.Command.Name
+	if c.Command != nil && c.Command.HelpName != "" {
+		name = c.Command.HelpName
 	}
 	return fmt.Errorf("%w: %w; see `%s --help`", appliance.ErrUsage, err, name)
 }
@@ -193,8 +202,6 @@ func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
-
-var errNoPassword = errors.New("no password: set LIFEBOAT_PASSWORD or LIFEBOAT_PASSWORD_FILE")
 
 // password returns the repository's password; twice asks a person to repeat it.
 func (p *program) password(twice bool) ([]byte, error) {

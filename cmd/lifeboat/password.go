@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 
@@ -9,6 +10,8 @@ import (
 
 	"lifeboat/appliance"
 )
+
+var errNoPassword = errors.New("no password")
 
 // maxPassword bounds a password file: a wrong name must not read a disk.
 const maxPassword = 4096
@@ -27,7 +30,7 @@ func (p *program) passwordFrom(name, prompt string, twice bool) ([]byte, error) 
 		return readPasswordFile(file)
 	}
 	if !term.IsTerminal(int(p.stdin.Fd())) {
-		return nil, fmt.Errorf("%w: %w", appliance.ErrUsage, errNoPassword)
+		return nil, fmt.Errorf("%w: %w: set %s or %[3]s_FILE", appliance.ErrUsage, errNoPassword, name)
 	}
 	return p.ask(prompt, twice)
 }

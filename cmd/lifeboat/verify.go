@@ -121,7 +121,7 @@ func (p *program) withSource(c *cli.Context, fn func(*store.Repository) error) (
 		pw, err = p.passwordFrom("LIFEBOAT_FROM_PASSWORD", "Password of "+c.String("from"), false)
 	}
 	if err != nil {
-		return fmt.Errorf("the repository to repair from: %w; use --from-password-file, LIFEBOAT_FROM_PASSWORD or LIFEBOAT_FROM_PASSWORD_FILE", err)
+		return fmt.Errorf("the repository to repair from: %w (or --from-password-file)", err)
 	}
 	from, err := appliance.OpenRepository(c.Context, c.String("from"), pw, store.Options{CacheBytes: secondCache, Logger: p.log})
 	if err != nil {
