@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	mathrand "math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -23,7 +24,8 @@ import (
 // A claim is the object claims/<n in 16 hex>. Creating it exclusively gives its
 // owner, and nobody else ever, the segment numbers n*256 … n*256+255. n is one
 // more than the highest claim there is, and the highest claim is never removed,
-// so that no number is given out twice.
+// so that no number is given out twice. Who finds, after it created a claim, that
+// there is a higher one gives it back (secure).
 //
 // A claim is open or closed. An open one says who owns it, names the ID of the
 // point that the owner will commit next (pending), and the segment number up to
@@ -180,7 +182,7 @@ func (r *Repository) takeClaimWith(ctx context.Context, kind claimKind, more fun
 	}
 	// A listing may be old (NFS); a number that was found taken exists all the same.
 	taken := uint64(0)
-	for {
+	for try := 0; ; try++ {
 		next, err := r.nextNumber(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("take a claim: %w", err)
@@ -190,6 +192,7 @@ func (r *Repository) takeClaimWith(ctx context.Context, kind claimKind, more fun
 			return nil, errors.New("take a claim: the repository's segment numbers are used up")
 		}
 		c := &claim{r: r, rec: claimRecord{Number: next, Kind: kind, Owner: me, Pending: newPointID(), LeaseMS: r.lease.Milliseconds()}}
+		c.rec.Kept = c.rec.last() // until the number is known to be ours alone
 		more(&c.rec)
 		err = r.putClaim(ctx, c.rec, backend.Exclusive)
 		if errors.Is(err, backend.ErrUncertain) {
@@ -204,10 +207,53 @@ func (r *Repository) takeClaimWith(ctx context.Context, kind claimKind, more fun
 		if err != nil {
 			return nil, fmt.Errorf("take a claim: %w", err)
 		}
+		ours, err := c.secure(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("take a claim: %w", errors.Join(err, c.close(context.WithoutCancel(ctx))))
+		}
+		if !ours {
+			taken = next
+			if err := giveWay(ctx, try); err != nil {
+				return nil, fmt.Errorf("take a claim: %w", err)
+			}
+			continue
+		}
 		if err := r.checkAlone(ctx, c); err != nil {
 			return nil, errors.Join(err, c.close(context.WithoutCancel(ctx)))
 		}
 		return c, nil
+	}
+}
+
+// secure makes sure that the number of a claim that was just created was never
+// anybody else's. It may have been if we were asleep since we listed the claims:
+// the claim of that number is removed as soon as there is a higher one, which
+// stays. Then the number is given back, and until we know, the claim says that
+// all segments of its range are kept, so that no sweep takes them for ours.
+func (c *claim) secure(ctx context.Context) (ours bool, err error) {
+	claims, err := c.r.listClaims(ctx)
+	if err != nil {
+		return false, err
+	}
+	if len(claims) > 0 && claims[len(claims)-1].number > c.rec.Number {
+		return false, c.r.backend.Remove(ctx, claimName(c.rec.Number))
+	}
+	if c.rec.Kind != claimWriter {
+		return true, nil // it writes no segments
+	}
+	return true, c.update(ctx, func(rec *claimRecord) { rec.Kept = 0 })
+}
+
+// giveWay waits for a moment, at random, so that two that take claims do not keep
+// overtaking each other.
+func giveWay(ctx context.Context, try int) error {
+	wait := time.NewTimer(mathrand.N(time.Millisecond << min(try, 10)))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

@@ -68,12 +68,23 @@ func (r *Repository) Forget(ctx context.Context, ids ...string) error {
 	// Whoever pinned or began to hold one of them meanwhile looks for its
 	// tombstone after that, as we look for theirs now: at least one gives way.
 	if err := r.forgettable(ctx, ids); err != nil {
-		for _, id := range ids {
-			err = errors.Join(err, r.backend.Remove(context.WithoutCancel(ctx), tombstoneName(id)))
-		}
-		return err
+		return errors.Join(err, r.takeBack(context.WithoutCancel(ctx), ids))
 	}
 	return nil
+}
+
+// takeBack removes tombstones that should not have been put up. Like Unforget it
+// keeps prunes away: one that is running may have seen them, and goes by them.
+// Then they stay, and whoever pinned or held a point sees them and gives way.
+func (r *Repository) takeBack(ctx context.Context, ids []string) error {
+	inner, done, err := r.keepPrunesAway(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: forgotten all the same, `lifeboat unforget` brings back what is left: %w", strings.Join(ids, ", "), err)
+	}
+	for _, id := range ids {
+		err = errors.Join(err, r.backend.Remove(inner, tombstoneName(id)))
+	}
+	return errors.Join(err, done())
 }
 
 // forgettable says why one of the points must not be forgotten.

@@ -44,6 +44,9 @@ func (p *pruner) act(ctx context.Context) error {
 	}
 	if p.changed {
 		p.list.Sequence++
+		if err := p.ours(ctx); err != nil {
+			return err
+		}
 		if err := p.r.putCondemned(ctx, p.list); err != nil {
 			return err
 		}
@@ -60,11 +63,21 @@ func (p *pruner) still(ctx context.Context) error {
 	if since := now.Sub(p.checked); since >= 0 && since < p.r.lease/5 {
 		return ctx.Err()
 	}
-	if err := p.claim.update(ctx, func(*claimRecord) {}); err != nil {
+	if err := p.ours(ctx); err != nil {
 		return err
 	}
 	p.checked = now
 	return nil
+}
+
+// ours fails with ErrFenced when another process took this prune for dead. The
+// fence is asked, too: a prune that was asleep in the middle of a renewal has put
+// its claim back after it was swept.
+func (p *pruner) ours(ctx context.Context) error {
+	if err := p.claim.update(ctx, func(*claimRecord) {}); err != nil {
+		return err
+	}
+	return p.claim.lost(ctx)
 }
 
 // removePoints removes the points in X, and then their tombstones.

@@ -271,6 +271,10 @@ func (p *pruner) extendList(ctx context.Context) error {
 	if !p.changed || p.opts.DryRun {
 		return nil
 	}
+	// Not over the list of a prune that took our place.
+	if err := p.ours(ctx); err != nil {
+		return err
+	}
 	return p.r.putCondemned(ctx, p.list)
 }
 

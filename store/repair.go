@@ -133,7 +133,13 @@ func (r *Repository) keepPrunesAway(ctx context.Context) (_ context.Context, don
 	if err != nil {
 		return nil, nil, err
 	}
-	live, err := r.liveClaims(ctx, c.rec.Number, claimPrune)
+	// A prune whose lease ran out may only be asleep: sweeping it sees to it that
+	// it goes no further when it wakes up.
+	err = r.sweep(ctx, c.rec.Number)
+	var live []claimRecord
+	if err == nil {
+		live, err = r.liveClaims(ctx, c.rec.Number, claimPrune)
+	}
 	if err == nil && len(live) > 0 {
 		err = fmt.Errorf("%w: a prune or a repair is running on %s; try again when it has finished", ErrBusy, live[0].Owner.Host)
 	}
@@ -149,7 +155,8 @@ func (r *Repository) keepPrunesAway(ctx context.Context) (_ context.Context, don
 	return inner, func() error {
 		cancel(nil)
 		<-renewed
-		return c.close(context.WithoutCancel(ctx))
+		after := context.WithoutCancel(ctx)
+		return errors.Join(c.lost(after), c.close(after))
 	}, nil
 }
 

@@ -102,6 +102,11 @@ func (r *Repository) settle(ctx context.Context, l listedClaim, now time.Time, h
 	if err != nil {
 		return err
 	}
+	// Only while the claim is open does its pending point stay (prune.go): if
+	// somebody else has settled it, that there is no point says nothing.
+	if now, err := r.getClaim(ctx, rec.Number); err != nil || now.Closed {
+		return err
+	}
 	if err := r.removeSegments(ctx, rec, kept); err != nil {
 		return err
 	}

@@ -1,0 +1,254 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strings"
+	"sync"
+	"testing"
+
+	"lifeboat/disk/disktest"
+	"lifeboat/store/backend"
+)
+
+// Schedules in which somebody is asleep between two of its calls to the backend
+// while others go on.
+
+// sleepy is a backend whose owner falls asleep right before a call: the first for
+// which when returns true. What happens meanwhile is asleep.
+type sleepy struct {
+	backend.Backend
+	when   func(op, name string) bool
+	asleep func()
+	once   sync.Once
+}
+
+func (b *sleepy) call(op, name string) {
+	if b.when(op, name) {
+		b.once.Do(b.asleep)
+	}
+}
+
+func (b *sleepy) Open(ctx context.Context, name string) (backend.Object, error) {
+	b.call("open", name)
+	return b.Backend.Open(ctx, name)
+}
+
+func (b *sleepy) Remove(ctx context.Context, name string) error {
+	b.call("remove", name)
+	return b.Backend.Remove(ctx, name)
+}
+
+func (b *sleepy) List(ctx context.Context, prefix string) iter.Seq2[backend.Info, error] {
+	return func(yield func(backend.Info, error) bool) {
+		b.call("list", prefix)
+		b.Backend.List(ctx, prefix)(yield)
+	}
+}
+
+func (b *sleepy) Create(ctx context.Context, name string, mode backend.Mode) (backend.Writer, error) {
+	w, err := b.Backend.Create(ctx, name, mode)
+	return &sleepyWriter{w, b, name}, err
+}
+
+type sleepyWriter struct {
+	backend.Writer
+	b    *sleepy
+	name string
+}
+
+func (w *sleepyWriter) Commit(ctx context.Context) error {
+	w.b.call("commit", w.name)
+	return w.Writer.Commit(ctx)
+}
+
+// openSleepy opens the repository as a process that falls asleep.
+func (s *pruneScene) openSleepy(t *testing.T, name string, when func(op, name string) bool, asleep func()) *Repository {
+	t.Helper()
+	b := &sleepy{Backend: s.timed, when: when, asleep: asleep}
+	r, err := Open(t.Context(), b, testPassword, s.w.options(actor{s.w.actors, name}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// nth is true the nth time that a call is of this kind.
+func nth(n int, op, prefix string) func(op, name string) bool {
+	var mu sync.Mutex
+	return func(o, name string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if o == op && strings.HasPrefix(name, prefix) {
+			n--
+			return n == 0
+		}
+		return false
+	}
+}
+
+// TestClaimOfANumberThatWasGivenOut: a writer is asleep between the list of claims
+// and the claim, until the number that it chose was taken, used and given up.
+func TestClaimOfANumberThatWasGivenOut(t *testing.T) {
+	s := newPruneScene(t)
+	r := s.open(t, "other")
+	content := disktest.Random(1, 1<<20, 1)
+	var p *Point
+	late := s.openSleepy(t, "late", nth(1, "commit", claimPrefix), func() {
+		first, err := r.NewIngest(t.Context(), IngestOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := s.open(t, "third").takeClaim(t.Context(), claimWriter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := first.Begin(PointSpec{VM: "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.AddDisk(t.Context(), DiskSpec{Key: 1}, content, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if p, err = w.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(first.Close(), second.close(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	})
+	mine := disktest.Random(2, 1<<20, 1)
+	q, err := tryBackup(t.Context(), late, "b", nil, mine, nil)
+	if err != nil {
+		t.Error(err)
+	} else {
+		wantDisk(t, s.open(t, "reader"), q, 0, mine)
+	}
+	wantDisk(t, s.open(t, "reader"), p, 0, content)
+	wantSound(t, s.open(t, "verifier"))
+}
+
+// TestPruneAsleep: a prune is taken for dead, and what it was about to remove is
+// brought back before it wakes up: in the middle of a renewal, and before one.
+func TestPruneAsleep(t *testing.T) {
+	for _, op := range []string{"commit", "open"} {
+		s := newPruneScene(t)
+		r := s.open(t, "other")
+		content := disktest.Random(1, 1<<20, 1)
+		p := backup(t, r, "a", nil, content, nil)
+		backup(t, r, "b", nil, disktest.Random(2, 1<<20, 1), nil)
+		mustForget(t, r, p.ID)
+		marked := false
+		victim := s.openSleepy(t, "victim", func(o, name string) bool {
+			marked = marked || o == "commit" && name == condemnedName
+			return marked && o == op && strings.HasPrefix(name, claimPrefix)
+		}, func() {
+			s.advance(2 * DefaultLease)
+			if op == "commit" {
+				if err := r.Sweep(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := r.Unforget(t.Context(), p.ID); err != nil {
+				t.Error(err)
+			}
+		})
+		if _, err := victim.Prune(t.Context(), PruneOptions{Grace: -1}); !errors.Is(err, ErrFenced) {
+			t.Errorf("%s: %v", op, err)
+		}
+		wantDisk(t, s.open(t, "reader"), p, 0, content)
+	}
+}
+
+// TestForgetTakesBackBesideAPrune: Forget finds out that somebody pinned the point
+// meanwhile, while a prune goes by its tombstone. At least one of the two who
+// pinned and forgot must give way, to the end.
+func TestForgetTakesBackBesideAPrune(t *testing.T) {
+	s := newPruneScene(t)
+	r := s.open(t, "other")
+	content := disktest.Random(1, 1<<20, 1)
+	p := backup(t, r, "a", nil, content, nil)
+	backup(t, r, "b", nil, disktest.Random(2, 1<<20, 1), nil)
+	looked, goOn, pruned := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	pruner := s.openSleepy(t, "pruner", nth(1, "list", "segments/"), func() {
+		close(looked)
+		<-goOn
+	})
+	forgetter := s.openSleepy(t, "forgetter", nth(2, "list", pinPrefix), func() {
+		go func() {
+			_, err := pruner.Prune(t.Context(), PruneOptions{Grace: -1})
+			pruned <- err
+		}()
+		<-looked
+		if err := r.putSealed(t.Context(), pinName(p.ID), []byte(`{"format":1,"id":"`+p.ID+`","time":"2026-01-01T00:00:00Z"}`), backend.Replace); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := forgetter.Forget(t.Context(), p.ID); err == nil {
+		t.Error("a pinned point was forgotten")
+	}
+	_, err := r.Point(t.Context(), p.ID) // as Pin looks again
+	close(goOn)
+	if err := <-pruned; err != nil {
+		t.Error(err)
+	}
+	if err == nil {
+		wantDisk(t, s.open(t, "reader"), p, 0, content)
+	}
+}
+
+// TestSweepAsleep: who sweeps a dead writer that got as far as its point is asleep
+// until others have swept it, built on the point and removed it.
+func TestSweepAsleep(t *testing.T) {
+	s := newPruneScene(t)
+	r := s.open(t, "other")
+	content := disktest.Random(1, 1<<20, 1)
+	in, err := s.open(t, "dead").NewIngest(t.Context(), IngestOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := in.Begin(PointSpec{VM: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.AddDisk(t.Context(), DiskSpec{Key: 2000}, content, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	in.app.mu.Lock()
+	if _, err := in.app.flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rec := in.claim.record()
+	w.rec.ID, w.rec.Claim, w.rec.Through = rec.Pending, rec.Number, in.app.next-1
+	in.app.mu.Unlock()
+	data, err := w.rec.encode()
+	if err == nil {
+		err = in.createPoint(t.Context(), rec.Pending, data)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.w.actors.kill("dead")
+	var child *Point
+	late := s.openSleepy(t, "late", nth(1, "open", pointName(rec.Pending)), func() {
+		if err := r.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p, err := r.Point(t.Context(), rec.Pending)
+		if err != nil {
+			t.Fatal(err)
+		}
+		child = backup(t, r, "a", p, content, nil)
+		mustForget(t, r, p.ID)
+		if got := mustPrune(t, r, PruneOptions{Grace: -1}); got.PointsRemoved != 1 {
+			t.Errorf("%+v", got)
+		}
+	})
+	if err := late.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantDisk(t, s.open(t, "reader"), child, 0, content)
+	wantSound(t, s.open(t, "verifier"))
+}
