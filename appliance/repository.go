@@ -28,12 +28,17 @@ func OpenBackend(ctx context.Context, url string, log *slog.Logger) (backend.Bac
 	if log == nil {
 		log = slog.Default()
 	}
+	if rest, ok := strings.CutPrefix(url, "s3:"); ok && !strings.HasPrefix(rest, "//") {
+		return nil, fmt.Errorf("%w: repository %q: write s3://BUCKET/PREFIX, or ./%[2]s for a directory of that name", ErrUsage, url)
+	}
 	if strings.HasPrefix(url, s3.Scheme) {
 		b, err := s3.Open(ctx, url, s3.Options{Logger: log})
-		if errors.Is(err, s3.ErrURL) {
+		switch {
+		case errors.Is(err, s3.ErrURL):
 			return nil, fmt.Errorf("%w: repository: %w", ErrUsage, err)
-		}
-		if err != nil {
+		case errors.Is(err, s3.ErrKeys): // there are none; whether they are right shows later
+			return nil, fmt.Errorf("%w: repository %s: %w", ErrUsage, url, err)
+		case err != nil:
 			return nil, fmt.Errorf("repository %s: %w", url, err)
 		}
 		return b, nil
@@ -55,7 +60,10 @@ func InitRepository(ctx context.Context, url string, password []byte, opts store
 			return fmt.Errorf("repository %s: %w", url, err)
 		}
 	}
-	return store.Init(ctx, b, password, opts)
+	if err := store.Init(ctx, b, password, opts); err != nil {
+		return fmt.Errorf("repository %s: %w", url, err)
+	}
+	return nil
 }
 
 // RestoreHeader writes a repository's header anew when it is lost or damaged.

@@ -118,12 +118,12 @@ func (w workspace) expect(got outcome, code int, words []string) {
 }
 
 // objects lists the repository's files but for the claims, one of which every
-// writer leaves behind.
+// writer leaves behind, and the results of verifications.
 func (w workspace) objects() []string {
 	w.t.Helper()
 	var names []string
 	err := fs.WalkDir(os.DirFS(w.path("repo")), ".", func(name string, e fs.DirEntry, err error) error {
-		if err == nil && !e.IsDir() && !strings.HasPrefix(name, "claims/") {
+		if err == nil && !e.IsDir() && !strings.HasPrefix(name, "claims/") && !strings.HasPrefix(name, "verified/") {
 			names = append(names, name)
 		}
 		return err

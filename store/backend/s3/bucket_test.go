@@ -141,7 +141,8 @@ func TestNothingIsLeft(t *testing.T) {
 	if n, err := b.Sweep(t.Context()); n != 0 || err != nil {
 		t.Errorf("Sweep took %d of the living, %v", n, err)
 	}
-	if n, err := b.SweepBefore(t.Context(), time.Now().Add(time.Hour)); n != 1 || err != nil {
+	// A part that was under way when its upload was aborted may bring it back.
+	if n, err := b.SweepBefore(t.Context(), time.Now().Add(time.Hour)); n < 1 || n > 2 || err != nil {
 		t.Errorf("Sweep took %d of the dead, %v", n, err)
 	}
 	if n := uploads(t, r.server); n != 0 {
