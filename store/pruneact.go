@@ -253,6 +253,9 @@ func (p *pruner) compactSegment(ctx context.Context, part condemnedPart) (int64,
 	if locked, err := p.r.objectLocked(ctx, s.name(), p.crew.now); err != nil || locked {
 		return 0, cmp.Or(err, errNotNow) // its space would not be free
 	}
+	if err := p.removeOlder(ctx, s, part); err != nil {
+		return 0, err
+	}
 	live := func(slot int) bool { return !deadSlot(part.Dead, slot) }
 	if w, err := segment.Weigh(ctx, p.r.backend, p.r.keys, s.name(), live); err == nil && w.Dead == 0 {
 		return 0, nil // by a prune that was interrupted
@@ -362,7 +365,7 @@ func (p *pruner) tidy(ctx context.Context) error {
 		}
 	}
 	for _, name := range names {
-		if err := p.r.backend.Remove(ctx, name); err != nil {
+		if err := p.r.backend.Remove(ctx, name); err != nil && !p.r.refusedByLock(ctx, err) {
 			return err
 		}
 	}

@@ -23,7 +23,8 @@ type pruneeSegments struct {
 	on     map[uint64]pruneeSegment // on the list, or about to be
 	whole  []uint64                 // to be condemned
 	parts  []condemnedPart          // to be condemned
-	older  []string                 // objects whose next generation is there
+	older  []string                 // objects of which all is in the next generation, too
+	twice  []pruneeSegment          // there in several generations, and not on the list
 	maybe  []pruneeSegment          // probably worth compacting
 	unsure []pruneeSegment          // in use in part or whole
 	later  []*laterGroup
@@ -82,6 +83,9 @@ func (p *pruner) condemn(ctx context.Context) error {
 	if err := p.chooseParts(ctx); err != nil {
 		return err
 	}
+	if err := p.chooseOlder(ctx); err != nil {
+		return err
+	}
 	return p.extendList(ctx)
 }
 
@@ -119,9 +123,6 @@ func (p *pruner) segment(s pruneeSegment, listed map[uint64]bool) {
 	if p.crew.working(s.number) {
 		return
 	}
-	for _, g := range s.older {
-		p.segments.older = append(p.segments.older, segment.Name(s.number, g))
-	}
 	used, span := p.needed.of(s.number).count()
 	whole, on := listed[s.number]
 	switch {
@@ -134,6 +135,8 @@ func (p *pruner) segment(s pruneeSegment, listed map[uint64]bool) {
 	case used == 0:
 		p.segments.on[s.number] = s
 		p.segments.whole = append(p.segments.whole, s.number)
+	case len(s.older) > 0:
+		p.segments.twice = append(p.segments.twice, s)
 	case p.opts.MaxCompact <= 0 || s.size < minCompact:
 	case littleUsed(s, used, span, p.r.blockSize):
 		p.segments.maybe = append(p.segments.maybe, s)
@@ -242,7 +245,6 @@ func (p *pruner) chooseParts(ctx context.Context) error {
 		p.segments.on[f.s.number] = f.s
 		p.segments.parts = append(p.segments.parts, condemnedPart{f.s.number, f.w.Slots})
 	}
-	slices.SortFunc(p.segments.parts, func(a, b condemnedPart) int { return int(int64(a.Segment) - int64(b.Segment)) })
 	return nil
 }
 
@@ -262,6 +264,7 @@ func compareShare(a, b segment.Weight) int {
 func (p *pruner) extendList(ctx context.Context) error {
 	p.list.Sequence = p.nextSequence()
 	slices.Sort(p.segments.whole)
+	slices.SortFunc(p.segments.parts, func(a, b condemnedPart) int { return int(int64(a.Segment) - int64(b.Segment)) })
 	if len(p.segments.whole)+len(p.segments.parts) > 0 {
 		p.list.Batches = append(p.list.Batches, condemnedBatch{
 			Sequence: p.list.Sequence, Since: p.crew.now.Unix(), Segments: p.segments.whole, Parts: p.segments.parts,

@@ -252,3 +252,76 @@ func TestSweepAsleep(t *testing.T) {
 	wantDisk(t, s.open(t, "reader"), child, 0, content)
 	wantSound(t, s.open(t, "verifier"))
 }
+
+// TestOlderGenerationIsCondemned: a prune was interrupted after it had written a
+// segment anew, and its list was lost. What only the older generation has, a writer
+// finds in an index that was made anew, and counts on it.
+func TestOlderGenerationIsCondemned(t *testing.T) {
+	for _, committed := range []bool{false, true} {
+		s := newPruneScene(t)
+		r := s.open(t, "one")
+		content := disktest.Random(1, 1<<20, 1)
+		part := disktest.NewMemory(1 << 20)
+		some := make([]byte, 3*testBlock)
+		if _, err := content.ReadAt(some, 5*testBlock); err != nil {
+			t.Fatal(err)
+		}
+		part.WriteAt(some, 0)
+		gone := backup(t, r, "gone", nil, content, nil)
+		keep := backup(t, r, "keep", nil, part, nil)
+		old := make(map[string][]byte)
+		for _, name := range objects(t, s, "segments/") {
+			old[name] = objectBytes(t, s, name)
+		}
+		mustForget(t, r, gone.ID)
+		if got := mustPrune(t, r, PruneOptions{Grace: -1}); got.Compacted != 1 {
+			t.Fatalf("%+v", got)
+		}
+		for _, name := range objects(t, s, "segments/") {
+			if before, ok := strings.CutSuffix(name, ".1"); ok {
+				if err := putObject(t.Context(), s, before+".0", old[before+".0"], backend.Exclusive); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := s.Remove(t.Context(), condemnedName); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.open(t, "rebuilder").RebuildIndex(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		in, err := s.open(t, "writer").NewIngest(t.Context(), IngestOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := in.Begin(PointSpec{VM: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.AddDisk(t.Context(), DiskSpec{Key: 1}, content, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if !committed {
+			mustPrune(t, s.open(t, "two"), PruneOptions{Grace: -1})
+		}
+		p, err := w.Commit(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := in.Close(); err != nil {
+			t.Fatal(err)
+		}
+		mustPrune(t, s.open(t, "three"), PruneOptions{Grace: -1})
+		wantDisk(t, s.open(t, "reader"), p, 0, content)
+		wantDisk(t, s.open(t, "reader"), keep, 0, part)
+	}
+}
+
+func objectBytes(t *testing.T, b backend.Backend, name string) []byte {
+	t.Helper()
+	data, err := getObject(t.Context(), b, name, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
