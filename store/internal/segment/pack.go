@@ -1,21 +1,31 @@
 package segment
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
+
+	"github.com/klauspost/compress/zstd"
 
 	"lifeboat/store/internal/zframe"
 )
 
 // Packer compresses blobs, frame by frame. One per goroutine.
 type Packer struct {
-	enc  *zframe.Encoder
+	enc  encoder
+	dec  *zstd.Decoder
+	back []byte     // what dec makes of a frame
 	pool *sync.Pool // of *Packed; a Packed is released on another goroutine
 }
 
 // NewPacker returns a Packer.
 func NewPacker() *Packer {
-	return &Packer{enc: zframe.New(), pool: &sync.Pool{New: func() any { return new(Packed) }}}
+	return &Packer{enc: zframe.New(), dec: newDecoder().zstd, back: make([]byte, 0, FrameSize+decodeSlack), pool: &sync.Pool{New: func() any { return new(Packed) }}}
+}
+
+// encoder makes zstd frames; see zframe.Encoder.Append.
+type encoder interface {
+	Append(dst, src []byte, limit int) ([]byte, bool)
 }
 
 // Packed is a compressed blob, not sealed yet. Whoever holds it last calls
@@ -57,12 +67,20 @@ func (p *Packer) frame(out *Packed, plain []byte) uint16 {
 	if !looksRandom(plain) {
 		// To save less than 6 % would not be worth the decoding.
 		var ok bool
-		if out.buf, ok = p.enc.Append(out.buf, plain, len(plain)*94/100+1); ok {
+		if out.buf, ok = p.enc.Append(out.buf, plain, len(plain)*94/100+1); ok && p.reads(out.buf[start:], plain) {
 			return uint16(len(out.buf) - start)
 		}
 	}
-	out.buf = append(out.buf, plain...)
+	out.buf = append(out.buf[:start], plain...)
 	return uint16(len(plain)) | rawBit
+}
+
+// reads reports whether a compressed frame reads as what it was made of. It is
+// asked of every frame before it is stored: neither a mistake in the encoder nor
+// one of the processor or the memory becomes a backup that cannot be read.
+func (p *Packer) reads(frame, plain []byte) bool {
+	got, err := p.dec.DecodeAll(frame, p.back[:0])
+	return err == nil && bytes.Equal(got, plain)
 }
 
 const (
