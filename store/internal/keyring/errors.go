@@ -22,6 +22,8 @@ var (
 	ErrLastKey = errors.New("this is the only key of the repository: add another password first")
 	// ErrPassword: a password that cannot be used for a new key.
 	ErrPassword = errors.New("the password is empty: set LIFEBOAT_PASSWORD or LIFEBOAT_PASSWORD_FILE")
+	// ErrKnownPassword: a password for a new key that another key has.
+	ErrKnownPassword = errors.New("this password opens the repository already (`lifeboat key list` shows the keys, `lifeboat key remove` takes one away)")
 )
 
 // DamageError says which object is damaged and how that shows. It matches

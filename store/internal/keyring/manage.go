@@ -50,6 +50,11 @@ func (r *Repo) AddPassword(ctx context.Context, b backend.Backend, password []by
 	} else if n >= MaxKeys {
 		return "", fmt.Errorf("add key: the repository has %d keys, the most it may have: remove one first", n)
 	}
+	// Two keys of one password: who removes one, or changes the password, would
+	// take it for gone.
+	if u, err := unlock(ctx, b, password, r.ID); err == nil {
+		return "", fmt.Errorf("%w: key %s", ErrKnownPassword, u.keyID)
+	}
 	f := keyFile{
 		ID: randomHex(8), Repository: r.ID, Created: time.Now(), Label: o.Label,
 		KDF: o.KDF.orDefault(), Salt: make([]byte, kdfSaltSize),

@@ -17,8 +17,8 @@ import (
 func TestTooManyKeys(t *testing.T) {
 	b := backendtest.NewMemory()
 	r := newRepoForTest(t, b)
-	for range MaxKeys - 1 {
-		if _, err := r.AddPassword(t.Context(), b, []byte("x"), KeyOptions{KDF: CheapKDF()}); err != nil {
+	for i := range MaxKeys - 1 {
+		if _, err := r.AddPassword(t.Context(), b, []byte{'x', byte(i)}, KeyOptions{KDF: CheapKDF()}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -89,7 +89,7 @@ func TestManageKeys(t *testing.T) {
 func TestRemoveKeyKnowsUsableKeys(t *testing.T) {
 	b := backendtest.NewMemory()
 	r := newRepoForTest(t, b)
-	id, err := r.AddPassword(t.Context(), b, password, KeyOptions{KDF: CheapKDF()})
+	id, err := r.AddPassword(t.Context(), b, []byte("another"), KeyOptions{KDF: CheapKDF()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,5 +241,21 @@ func BenchmarkEnvelope(b *testing.B) {
 		if _, err := keys.Open("x", sealed); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestOnePasswordOneKey: a password that has a key gets no second one, so that
+// it opens nothing any more when its key is gone.
+func TestOnePasswordOneKey(t *testing.T) {
+	b := backendtest.NewMemory()
+	r := newRepoForTest(t, b)
+	if _, err := r.AddPassword(t.Context(), b, password, KeyOptions{KDF: CheapKDF()}); !errors.Is(err, ErrKnownPassword) {
+		t.Errorf("%v, want ErrKnownPassword", err)
+	}
+	if err := r.ChangePassword(t.Context(), b, password, KeyOptions{KDF: CheapKDF()}); !errors.Is(err, ErrKnownPassword) {
+		t.Errorf("%v, want ErrKnownPassword", err)
+	}
+	if n, err := r.countKeys(t.Context(), b); n != 1 || err != nil {
+		t.Errorf("%d keys, %v", n, err)
 	}
 }
