@@ -94,7 +94,18 @@ func race(ctx context.Context, writers []*writer) (int, error) {
 		})
 	}
 	wg.Wait()
-	return int(wins.Load()), errors.Join(errs...)
+	return int(wins.Load()), firstError(errs)
+}
+
+// firstError is the first error: what keeps one of several racers off keeps them
+// all off, and once is enough to be told.
+func firstError(errs []error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sweepAge is how old an unfinished upload or a probe must be for its writer to
