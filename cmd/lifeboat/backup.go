@@ -28,7 +28,7 @@ func (p *program) backupCommand() *cli.Command {
 				&cli.StringFlag{Name: "changed", Usage: "`FILE` that lists what may differ since the VM's last point; - is standard input"},
 				&cli.StringFlag{Name: "format", Usage: "the files are raw, qcow2 or vmdk (default: told by content, which a guest can forge on a raw disk)"},
 				&cli.BoolFlag{Name: "full", Usage: "read and look up everything, whatever earlier points say"},
-				&cli.IntFlag{Name: "workers", Usage: "use `N` goroutines to hash and compress (default: one per CPU)"},
+				&cli.IntFlag{Name: "workers", Usage: "use `N` goroutines to hash and compress", DefaultText: "one per CPU"},
 			},
 			Action: p.backupDisk,
 		}},
@@ -41,6 +41,9 @@ func (p *program) backupDisk(c *cli.Context) error {
 	}
 	if req.VM == "" {
 		return fmt.Errorf("%w: name the VM with --vm", appliance.ErrUsage)
+	}
+	if printable(req.VM) != req.VM {
+		return fmt.Errorf("%w: --vm %q: a name has no control characters", appliance.ErrUsage, req.VM)
 	}
 	if err := arguments(c, 1, -1); err != nil {
 		return err

@@ -24,8 +24,8 @@ func (p *program) copyCommand() *cli.Command {
 			&cli.StringFlag{Name: "to-password-file", Usage: "`FILE` whose first line is its password"},
 			&cli.StringSliceFlag{Name: "vm", Usage: "all points of the VM `NAME` (a pattern with * and ? fits several)"},
 			&cli.BoolFlag{Name: "all", Usage: "all points of all VMs"},
-			&cli.IntFlag{Name: "latest", Usage: "of each VM only the `N` newest points"},
-			&cli.IntFlag{Name: "parallel", Usage: "copy `N` VMs at the same time (default: 4)"},
+			&cli.IntFlag{Name: "latest", Usage: "of each VM only the `N` newest points", DefaultText: "all"},
+			&cli.IntFlag{Name: "parallel", Usage: "copy `N` VMs at the same time", DefaultText: "4"},
 			&cli.BoolFlag{Name: "verify", Usage: "read back what was written and compare it with the source"},
 		},
 		Action: func(c *cli.Context) error {

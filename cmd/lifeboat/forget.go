@@ -159,9 +159,12 @@ func (p *program) printRetention(items []appliance.RetentionItem, gone []string,
 			line("%s\t%s\t%s\t%s\t%s", item.ID, item.VM, localTime(item.Time), item.Action, reasons)
 		}
 	})
-	if dryRun {
+	switch {
+	case dryRun:
 		fmt.Fprintf(p.stdout, "\n%d stay, %d would be forgotten.\n", kept, len(items)-kept)
-	} else {
+	case len(gone) == 0:
+		fmt.Fprintf(p.stdout, "\n%d stay, none is forgotten.\n", kept)
+	default:
 		fmt.Fprintf(p.stdout, "\n%d stay, %d are forgotten; `lifeboat prune` gives their space back.\n", kept, len(gone))
 	}
 	return err

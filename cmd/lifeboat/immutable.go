@@ -113,23 +113,24 @@ func objectLock(c *cli.Context, repo *store.Repository) string {
 	return "yes"
 }
 
-// parseWindow reads a window: a span without months, or what time.ParseDuration
+// parseWindow reads a window or a grace: a span without months, or what time.ParseDuration
 // reads.
 func parseWindow(s string) (time.Duration, error) {
 	if s == "0" {
 		return 0, nil
 	}
-	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+	// A span first: its m is months, and two minutes would be a poor protection.
+	span, err := store.ParseSpan(s)
+	if d, derr := time.ParseDuration(s); err != nil && derr == nil && d >= 0 {
 		return d, nil
 	}
-	span, err := store.ParseSpan(s)
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("%w: the window %w", appliance.ErrUsage, err)
+		return 0, fmt.Errorf("%w: %w", appliance.ErrUsage, err)
 	case span.Months != 0:
-		return 0, fmt.Errorf("%w: the window %q: months differ in length; say it in days", appliance.ErrUsage, s)
+		return 0, fmt.Errorf("%w: %q: m is months, and they differ in length; say it in days, or in hours", appliance.ErrUsage, s)
 	case span.Years > 100 || span.Days > 36500 || span.Hours > 876000:
-		return 0, fmt.Errorf("%w: the window %q is longer than 100 years", appliance.ErrUsage, s)
+		return 0, fmt.Errorf("%w: %q is longer than 100 years", appliance.ErrUsage, s)
 	}
 	return time.Duration(span.Years*365+span.Days)*24*time.Hour + time.Duration(span.Hours)*time.Hour, nil
 }

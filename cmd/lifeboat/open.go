@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 
 	"lifeboat/appliance"
@@ -49,12 +52,38 @@ func (p *program) printJSON(v any) error {
 	return enc.Encode(v)
 }
 
-// table prints rows in aligned columns.
+// table prints rows in aligned columns. What is in a cell is shown, not obeyed:
+// names come from guests and from whoever wrote to the repository.
 func (p *program) table(header string, rows func(line func(format string, args ...any))) error {
-	w := tabwriter.NewWriter(p.stdout, 0, 8, 2, ' ', 0)
+	var aligned bytes.Buffer
+	w := tabwriter.NewWriter(&aligned, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, header)
-	rows(func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) })
-	return w.Flush()
+	rows(func(format string, args ...any) {
+		for i, arg := range args {
+			if s, ok := arg.(string); ok {
+				args[i] = printable(s)
+			}
+		}
+		fmt.Fprintf(w, format+"\n", args...)
+	})
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for line := range bytes.Lines(aligned.Bytes()) {
+		if _, err := fmt.Fprintf(p.stdout, "%s\n", bytes.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printable is s with what would move the cursor, or worse, written out.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		return s
+	}
+	quoted := strconv.Quote(s)
+	return quoted[1 : len(quoted)-1]
 }
 
 // size renders a number of bytes for people, in binary units.

@@ -81,6 +81,14 @@ func keptBy(kept store.Protection) string {
 	return strings.Join(why, ", ")
 }
 
+// noted is a pin's note, as it goes behind who set it.
+func noted(note string) string {
+	if note == "" {
+		return ""
+	}
+	return ": " + printable(note)
+}
+
 func localTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 func (p *program) showCommand() *cli.Command {
@@ -96,13 +104,19 @@ func (p *program) showCommand() *cli.Command {
 			if p.json {
 				return p.printJSON(pointDoc{pt, kept[pt.ID]})
 			}
-			fmt.Fprintf(p.stdout, "Point        %s\nVM           %s\nTime         %s\nConsistency  %s\n", pt.ID, pt.VM, localTime(pt.Time), pt.Consistency)
+			fmt.Fprintf(p.stdout, "Point        %s\nVM           %s\nTime         %s\nConsistency  %s\n", pt.ID, printable(pt.VM), localTime(pt.Time), pt.Consistency)
 			if pt.Parent != "" {
 				fmt.Fprintf(p.stdout, "Follows      %s\n", pt.Parent)
+			}
+			if o := pt.Origin; o != nil {
+				fmt.Fprintf(p.stdout, "Copy of      %s in repository %s\n", printable(o.Point), printable(o.Repository))
 			}
 			fmt.Fprintf(p.stdout, "Verified     %s\n", verifiedText(pt.Verified, time.Now()))
 			if why := keptBy(kept[pt.ID]); why != "" {
 				fmt.Fprintf(p.stdout, "Kept         %s\n", why)
+			}
+			if pin := kept[pt.ID].Pin; pin != nil {
+				fmt.Fprintf(p.stdout, "Pinned       %s by %s%s\n", localTime(pin.Time), printable(pin.Host), noted(pin.Note))
 			}
 			fmt.Fprintf(p.stdout, "Read         %s\nNew          %s\nStored       %s\n\n", size(pt.ReadBytes), size(pt.NewBytes), size(pt.StoredBytes))
 			return p.table("DISK\tKEY\tLABEL\tSIZE\tUSED", func(line func(string, ...any)) {

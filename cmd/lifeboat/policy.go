@@ -88,6 +88,10 @@ func (p *program) showPolicies(c *cli.Context, repo *store.Repository) error {
 	if p.json {
 		return p.printJSON(map[string]any{"policies": append(store.Policies{}, ps...)})
 	}
+	if len(ps) == 0 {
+		fmt.Fprintln(p.stdout, "There is no policy: `lifeboat forget --policy` needs rules of its own.")
+		return nil
+	}
 	return p.table("VM\tKEEP", func(line func(string, ...any)) {
 		for _, vp := range ps {
 			line("%s\t%s", vp.VM, vp.Policy)

@@ -18,25 +18,28 @@ func (p *program) pruneCommand() *cli.Command {
 			"pinned and immutable points. What cannot go yet is listed with the time when it can; run\n" +
 			"prune regularly. It may be interrupted at any time.",
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "grace", Usage: "how long forgotten points stay, and what is of no use", Value: store.DefaultGrace},
+			&cli.StringFlag{Name: "grace", Usage: "a `SPAN` such as 36h or 7d: how long forgotten points stay, and what is of no use", Value: "3d"},
 			&cli.BoolFlag{Name: "now", Usage: "no grace: whatever nobody holds goes at once"},
-			&cli.StringFlag{Name: "max-compact", Usage: "write at most so much (64G) to save space in segments that are used in part; 0 for nothing", Value: "64G"},
+			&cli.StringFlag{Name: "max-compact", Usage: "write at most so many `BYTES` to save space in segments that are used in part; 0 for nothing", Value: "64G"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be removed"},
 		},
 		Action: func(c *cli.Context) error {
 			if err := arguments(c, 0, 0); err != nil {
 				return err
 			}
-			opts := store.PruneOptions{Grace: c.Duration("grace"), DryRun: c.Bool("dry-run")}
-			switch {
-			case opts.Grace < 0:
-				return fmt.Errorf("%w: --grace %s: not a time to wait", appliance.ErrUsage, opts.Grace)
-			case c.Bool("now") || opts.Grace == 0:
+			if c.Bool("now") && c.IsSet("grace") {
+				return fmt.Errorf("%w: --now and --grace contradict each other", appliance.ErrUsage)
+			}
+			grace, err := parseWindow(c.String("grace"))
+			if err != nil {
+				return fmt.Errorf("--grace: %w", err)
+			}
+			opts := store.PruneOptions{Grace: grace, DryRun: c.Bool("dry-run")}
+			if c.Bool("now") || grace == 0 {
 				opts.Grace = -1
 			}
 			opts.MaxCompact = -1
 			if s := c.String("max-compact"); s != "0" {
-				var err error
 				if opts.MaxCompact, err = parseRate(s); err != nil {
 					return fmt.Errorf("%w: --max-compact %q: write a size like 64G, or 0", appliance.ErrUsage, s)
 				}
@@ -91,6 +94,9 @@ func (p *program) repairCommand() *cli.Command {
 			{
 				Name: "index", Usage: "rebuild the dedupe index from the segments", ArgsUsage: " ",
 				Action: func(c *cli.Context) error {
+					if err := arguments(c, 0, 0); err != nil {
+						return err
+					}
 					return p.withRepo(c.Context, func(repo *store.Repository) error {
 						if err := repo.RebuildIndex(c.Context); err != nil {
 							return err
@@ -102,6 +108,9 @@ func (p *program) repairCommand() *cli.Command {
 			{
 				Name: "header", Usage: "write a lost or damaged lifeboat.json anew, from a key", ArgsUsage: " ",
 				Action: func(c *cli.Context) error {
+					if err := arguments(c, 0, 0); err != nil {
+						return err
+					}
 					pw, err := p.password(false)
 					if err != nil {
 						return err

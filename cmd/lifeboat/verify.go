@@ -28,7 +28,7 @@ func (p *program) verifyCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "vm", Usage: "the points of the VM `NAME` (a pattern with * and ? fits several)"},
 			&cli.BoolFlag{Name: "resume", Usage: "go on with the last verification of this kind if it was interrupted"},
 			&cli.StringFlag{Name: "rate", Usage: "read at most `RATE` a second of segments: 100M, 1G"},
-			&cli.IntFlag{Name: "parallel", Usage: "read `N` segments at the same time (default: one per CPU, at least 4)"},
+			&cli.IntFlag{Name: "parallel", Usage: "read `N` segments at the same time", DefaultText: "one per CPU, at least 4"},
 			&cli.BoolFlag{Name: "repair", Usage: "mend what is damaged"},
 			&cli.StringFlag{Name: "from", Usage: "repair from the repository at `URL`, which holds copies"},
 			&cli.StringFlag{Name: "from-password-file", Usage: "`FILE` whose first line is its password"},
@@ -166,7 +166,7 @@ func (p *program) verify(c *cli.Context, repo *store.Repository, req appliance.V
 }
 
 func (p *program) printReport(r *appliance.VerifyResult) {
-	for _, d := range r.Damages {
+	for _, d := range gathered(r.Damages) {
 		p.printDamage(d)
 	}
 	if r.MoreDamages > 0 {
