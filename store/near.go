@@ -47,3 +47,12 @@ func (r *Repository) readListedPoint(ctx context.Context, id string) (*pointReco
 	r.near.Forget(name) // it may have been repaired
 	return r.readPoint(ctx, id)
 }
+
+// distrustPoint forgets what is remembered of a point, which a repair may have
+// made anew under its name.
+func (r *Repository) distrustPoint(id string) {
+	r.points.drop(id)
+	if r.near != nil {
+		r.near.Forget(pointName(id))
+	}
+}

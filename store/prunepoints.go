@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"lifeboat/store/internal/segment"
 )
 
 // pruneePoints is the points as a prune sees them.
@@ -100,6 +102,9 @@ func (p *pruner) mark(ctx context.Context) error {
 		}
 	}
 	slices.Sort(ids)
+	if err := p.distrust(ctx); err != nil {
+		return err
+	}
 	p.needed = newAddrBits()
 	// What has no tombstone is marked first, so that what the others need beyond
 	// that can be told.
@@ -118,6 +123,9 @@ func (p *pruner) mark(ctx context.Context) error {
 func (p *pruner) markIDs(ctx context.Context, ids []string, set *addrBits) error {
 	p.tell("reading restore points", 0, int64(len(ids)))
 	var bad error
+	for _, id := range ids {
+		p.r.distrustPoint(id)
+	}
 	recs, err := p.r.readPoints(ctx, ids, func(id string, err error) {
 		if l, ok := p.points.later[id]; ok && errors.Is(err, ErrDamaged) && !l.when.IsZero() {
 			p.r.log.Warn("a forgotten restore point cannot be read: what only it needs is not kept", "point", id, "error", err)
@@ -141,6 +149,26 @@ func (p *pruner) markIDs(ctx context.Context, ids []string, set *addrBits) error
 			p.tell("marking what is needed", nodes.Load(), 0)
 		}
 	}
+}
+
+// distrust makes the cache on disk forget what a repair on another host may have
+// made anew: under the same address, a node that was mended from a copy leads to
+// other blocks than before. Of a segment that has another generation only the
+// first is opened without a look whether it is there.
+func (p *pruner) distrust(ctx context.Context) error {
+	if !p.r.keepsOnDisk() {
+		return nil
+	}
+	for info, err := range p.r.backend.List(ctx, "segments/") {
+		if err != nil {
+			return fmt.Errorf("list the segments: %w", err)
+		}
+		if number, generation, err := segment.ParseName(info.Name); err == nil && generation > 0 {
+			p.r.near.Forget(segment.Name(number, 0))
+			p.r.segments.Forget(number)
+		}
+	}
+	return nil
 }
 
 // laterGroup is points that can go at the same time, for the same reason.

@@ -325,3 +325,64 @@ func objectBytes(t *testing.T, b backend.Backend, name string) []byte {
 	}
 	return data
 }
+
+// TestPruneDoesNotTrustItsCache: what this host has in its cache is from before a
+// repair elsewhere, after which the same point, under the same name, and the same
+// node, under the same address, need other blocks.
+func TestPruneDoesNotTrustItsCache(t *testing.T) {
+	for _, what := range []string{pointPrefix, "segments/"} {
+		w, r := newRepo(t)
+		content := disktest.Random(1, 1<<20, 1)
+		p := backup(t, r, "vm", nil, content, nil)
+		from := copied(t, r, 0)
+		dir := t.TempDir()
+		cached := func() *Repository {
+			me := actor{w.actors, "cached"}
+			opts := w.options(me)
+			opts.DiskCache = DiskCache{Dir: dir, Bytes: 64 << 20}
+			c, err := Open(t.Context(), w.backend(t, me), testPassword, opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		c := cached()
+		if _, err := c.Points(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantDisk(t, c, p, 0, content)
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range objects(t, r.backend, "segments/") {
+			if err := r.backend.Remove(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if what == pointPrefix {
+			flip(t, w.fs, pointName(p.ID), 60, 1)
+		}
+		repairer := w.open(t)
+		if done, after := repaired(t, repairer, RepairOptions{From: from}); !after.OK() {
+			t.Fatalf("%s: %+v %+v", what, done, after.Damages)
+		}
+		repairer.Close()
+		c = cached()
+		if _, err := c.Points(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := c.Prune(t.Context(), PruneOptions{Grace: -1}); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		c.Close()
+		fresh := w.open(t)
+		if p, err := fresh.Point(t.Context(), p.ID); err != nil {
+			t.Errorf("%s: %v", what, err)
+		} else {
+			wantDisk(t, fresh, p, 0, content)
+		}
+		fresh.Close()
+	}
+}
