@@ -30,7 +30,7 @@ func (rec *pointRecord) configBlocks() []segment.Addr {
 // and areas that it hurts. A subtree that was found to be whole once is not
 // walked again, so the cost is that of the distinct nodes plus what is damaged.
 func (v *verification) structure(ctx context.Context, recs []*pointRecord) error {
-	s := &structure{v: v, whole: newAddrSet(), checked: newAddrSet()}
+	s := &structure{v: v, whole: newAddrBits(), checked: newAddrBits()}
 	for _, rec := range recs {
 		for i, d := range rec.Disks {
 			if err := s.disk(ctx, rec, i, d); err != nil {
@@ -54,8 +54,8 @@ func (v *verification) structure(ctx context.Context, recs []*pointRecord) error
 // structure is the walk over block maps.
 type structure struct {
 	v       *verification
-	whole   *addrSet // nodes below which nothing is damaged
-	checked *addrSet // addresses that were looked up
+	whole   *addrBits // nodes below which nothing is damaged
+	checked *addrBits // addresses that were looked up
 
 	stack []pathNode // from the root to the node last visited
 }

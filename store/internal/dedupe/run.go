@@ -52,6 +52,9 @@ type opening struct {
 	replaces func([]runID)
 	// blind leaves the filters out.
 	blind bool
+	// each, if not nil, is called for each partition as it is opened, with its
+	// filter, which is not kept.
+	each func(*run, *partition) error
 }
 
 // openRun reads trailer and directory of a run, and its summaries too.
@@ -177,6 +180,12 @@ func (r *run) readSummaries(places []place, o opening) error {
 		if err != nil {
 			o.damaged(r.damage(at, int64(pl.summary), fmt.Sprintf("summary of partition %d: %v", i, err)))
 			p = nil
+		}
+		if p != nil && o.each != nil {
+			if err := o.each(r, p); err != nil {
+				return err
+			}
+			p.filter = nil
 		}
 		r.addPartition(p)
 	}

@@ -41,7 +41,12 @@ func verifyObject(ctx context.Context, b backend.Backend, keys Keys, info backen
 		report(&DamageError{info.Name, 0, info.Size, "no run has such a name: nothing uses it"})
 		return nil
 	}
-	r, err := openRun(ctx, b, keys, id, opening{damaged: report, blind: !pages})
+	o := opening{damaged: report, blind: true}
+	if pages {
+		o.blind = false
+		o.each = func(r *run, p *partition) error { return r.verifyPartition(ctx, p, report) }
+	}
+	r, err := openRun(ctx, b, keys, id, o)
 	var damage *DamageError
 	switch {
 	case errors.As(err, &damage):
@@ -52,16 +57,7 @@ func verifyObject(ctx context.Context, b backend.Backend, keys Keys, info backen
 	case err != nil:
 		return err
 	}
-	defer r.obj.Close()
-	for _, p := range r.parts {
-		if p == nil || !pages {
-			continue // nil: reported by openRun; its pages are of no use without it
-		}
-		if err := r.verifyPartition(ctx, p, report); err != nil {
-			return err
-		}
-	}
-	return nil
+	return r.obj.Close()
 }
 
 // verifyPartition checks seals, order, fences and filter. For pages that are
