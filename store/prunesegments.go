@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -238,7 +239,11 @@ func (p *pruner) chooseParts(ctx context.Context) error {
 		}
 		return strings.Compare(a.s.name(), b.s.name())
 	})
+	room := p.partsRoom()
 	for _, f := range found {
+		if room -= partBytes(f.w.Slots); room < 0 {
+			break
+		}
 		if p.segments.copied += f.w.Live; p.segments.copied > p.opts.MaxCompact && len(p.segments.parts) > 0 {
 			break
 		}
@@ -247,6 +252,22 @@ func (p *pruner) chooseParts(ctx context.Context) error {
 	}
 	return nil
 }
+
+// partsRoom is how many bytes of parts fit on the list beside those that wait
+// there, perhaps for long, so that it never becomes too large to be written. Half
+// of it is for whole segments: for more than any repository has.
+func (p *pruner) partsRoom() int {
+	room := maxCondemnedBytes / 2
+	for _, b := range p.list.Batches {
+		for _, part := range b.Parts {
+			room -= partBytes(part.Dead)
+		}
+	}
+	return room
+}
+
+// partBytes is what a part takes in the list, at most.
+func partBytes(dead []byte) int { return base64.StdEncoding.EncodedLen(len(dead)) + 64 }
 
 // compareShare orders by what is in use of each, the least first.
 func compareShare(a, b segment.Weight) int {

@@ -2,14 +2,17 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"lifeboat/disk/disktest"
 	"lifeboat/store/backend"
+	"lifeboat/store/internal/segment"
 )
 
 // Schedules in which somebody is asleep between two of its calls to the backend
@@ -21,12 +24,17 @@ type sleepy struct {
 	backend.Backend
 	when   func(op, name string) bool
 	asleep func()
-	once   sync.Once
+	mu     sync.Mutex
+	slept  bool
 }
 
 func (b *sleepy) call(op, name string) {
-	if b.when(op, name) {
-		b.once.Do(b.asleep)
+	b.mu.Lock()
+	now := !b.slept && b.when(op, name)
+	b.slept = b.slept || now
+	b.mu.Unlock()
+	if now {
+		b.asleep()
 	}
 }
 
@@ -77,10 +85,7 @@ func (s *pruneScene) openSleepy(t *testing.T, name string, when func(op, name st
 
 // nth is true the nth time that a call is of this kind.
 func nth(n int, op, prefix string) func(op, name string) bool {
-	var mu sync.Mutex
 	return func(o, name string) bool {
-		mu.Lock()
-		defer mu.Unlock()
 		if o == op && strings.HasPrefix(name, prefix) {
 			n--
 			return n == 0
@@ -384,5 +389,19 @@ func TestPruneDoesNotTrustItsCache(t *testing.T) {
 			wantDisk(t, fresh, p, 0, content)
 		}
 		fresh.Close()
+	}
+}
+
+// TestPartsThatFitOnTheList: as many as there is room for can be written.
+func TestPartsThatFitOnTheList(t *testing.T) {
+	dead := make([]byte, slotBytes)
+	p := &pruner{list: new(condemnedRecord)}
+	n := p.partsRoom() / partBytes(dead)
+	if encoded, err := json.Marshal(condemnedPart{segment.MaxNumber, dead}); err != nil || len(encoded)+1 > partBytes(dead) {
+		t.Errorf("a part takes %d bytes, not %d: %v", len(encoded)+1, partBytes(dead), err)
+	}
+	p.list.Batches = []condemnedBatch{{Parts: slices.Repeat([]condemnedPart{{segment.MaxNumber, dead}}, n)}}
+	if left := p.partsRoom(); left < 0 || left >= partBytes(dead) {
+		t.Errorf("there is room for %d bytes more", left)
 	}
 }
