@@ -39,10 +39,10 @@ func (c *Config) DiskCache() (store.DiskCache, error) {
 			return store.DiskCache{}, fmt.Errorf("%w: size of the cache on local disk %q: %w", ErrUsage, c.CacheSize, err)
 		}
 	case c.CacheDir != "" || remote(c.Repo):
-		if cache.Bytes, err = defaultCache(vfs.OS(), cache.Dir); err != nil && c.CacheDir == "" {
-			break // nobody asked for it
-		} else if err != nil {
-			return store.DiskCache{}, fmt.Errorf("cache on local disk: %w", err)
+		if cache.Bytes, err = defaultCache(vfs.OS(), cache.Dir); err != nil && c.CacheDir != "" {
+			// Somebody asked for it, and hears why there is none when it is opened. A
+			// backup does without.
+			cache.Bytes = maxDefaultCache
 		}
 	}
 	if cache.Bytes == 0 {

@@ -43,6 +43,9 @@ func (p *program) verifyCommand() *cli.Command {
 					return p.verify(c, repo, req)
 				}
 				return p.withSource(c, func(from *store.Repository) error {
+					if from.ID() == repo.ID() {
+						return fmt.Errorf("%w: --from %s is the repository itself: name one that holds copies", appliance.ErrUsage, c.String("from"))
+					}
 					req.From = from
 					return p.verify(c, repo, req)
 				})
