@@ -32,6 +32,8 @@ type condemnedRecord struct {
 	// Stale is how many segments are gone whose blobs the dedupe index still has.
 	Stale   int64            `json:"stale"`
 	Batches []condemnedBatch `json:"batches,omitempty"`
+
+	damaged bool // it could not be read, and was begun anew
 }
 
 // condemnedBatch is what one prune condemned.
@@ -97,7 +99,7 @@ func (r *Repository) readCondemned(ctx context.Context) (*condemnedRecord, error
 		return new(condemnedRecord), nil
 	case errors.Is(err, ErrDamaged):
 		r.log.Error("the list of condemned segments is damaged: begun anew", "error", err)
-		return new(condemnedRecord), nil
+		return &condemnedRecord{damaged: true}, nil
 	case err != nil:
 		return nil, fmt.Errorf("the list of condemned segments: %w", err)
 	}

@@ -43,6 +43,9 @@ func (in *Ingest) respect(ctx context.Context) error {
 	}
 	if set := in.index.condemned.Load(); set == nil || info != in.listed {
 		list, err := in.r.readCondemned(ctx)
+		if err == nil && list.damaged {
+			err = in.nobodyPrunes(ctx)
+		}
 		if err != nil {
 			return err
 		}
@@ -50,6 +53,17 @@ func (in *Ingest) respect(ctx context.Context) error {
 		in.listed = info
 	}
 	return in.declare(ctx)
+}
+
+// nobodyPrunes fails with ErrBusy while a prune is running. It may be removing
+// what is on the list, which we cannot read. One that comes later begins the list
+// anew, and waits until we have seen it.
+func (in *Ingest) nobodyPrunes(ctx context.Context) error {
+	live, err := in.r.liveClaims(ctx, in.claim.record().Number, claimPrune)
+	if err == nil && len(live) > 0 {
+		err = fmt.Errorf("%w: a prune is running on %s, and its list of the condemned is damaged; try again when it has finished", ErrBusy, live[0].Owner.Host)
+	}
+	return err
 }
 
 // declare brings the claim up to date, if it is not.

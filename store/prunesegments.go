@@ -57,6 +57,7 @@ func (p *pruner) condemn(ctx context.Context) error {
 	if p.list, err = p.r.readCondemned(ctx); err != nil {
 		return err
 	}
+	p.changed = p.list.damaged
 	p.segments.on = make(map[uint64]pruneeSegment)
 	listed := p.listedSegments()
 	p.tell("looking at segments", 0, 0)

@@ -405,3 +405,45 @@ func TestPartsThatFitOnTheList(t *testing.T) {
 		t.Errorf("there is room for %d bytes more", left)
 	}
 }
+
+// TestDamagedListBesideAPrune: a writer that cannot read the list by which a prune
+// is removing things must not count on anything.
+func TestDamagedListBesideAPrune(t *testing.T) {
+	s := newPruneScene(t)
+	r := s.open(t, "other")
+	content := disktest.Random(1, 1<<20, 1)
+	p := backup(t, r, "a", nil, content, nil)
+	backup(t, r, "b", nil, disktest.Random(2, 1<<20, 1), nil)
+	mustForget(t, r, p.ID)
+	var in *Ingest
+	var w *PointWriter
+	var begun error
+	pruner := s.openSleepy(t, "pruner", nth(1, "list", indexPrefix), func() {
+		if err := putObject(t.Context(), s, condemnedName, []byte("?"), backend.Replace); err != nil {
+			t.Error(err)
+		}
+		if in, begun = r.NewIngest(t.Context(), IngestOptions{}); begun != nil {
+			return
+		}
+		var err error
+		if w, err = in.Begin(PointSpec{VM: "a"}); err == nil {
+			err = w.AddDisk(t.Context(), DiskSpec{Key: 2000}, content, nil, nil)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	mustPrune(t, pruner, PruneOptions{Grace: -1})
+	if begun != nil {
+		if !errors.Is(begun, ErrBusy) {
+			t.Error(begun)
+		}
+		backup(t, r, "a", nil, content, nil)
+		return
+	}
+	q, err := w.Commit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantDisk(t, s.open(t, "reader"), q, 0, content)
+}
