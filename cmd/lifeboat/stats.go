@@ -42,8 +42,13 @@ func (p *program) stats(c *cli.Context, repo *store.Repository) error {
 			fmt.Fprintf(p.stdout, "NOT COUNTED     %d parts that cannot be read; `lifeboat verify` names them\n", x.Unread)
 		}
 	}
-	fmt.Fprintf(p.stdout, "Stored          %s in %d segments\nIndex           %s\nAll together    %s in %d objects (1 : %.2f)\n\n",
-		size(st.SegmentBytes), st.Segments, size(st.IndexBytes), size(st.TotalBytes), st.Objects, ratio(st.UsedBytes, st.TotalBytes))
+	fmt.Fprintf(p.stdout, "Stored          %s in %d segments\nIndex           %s\nAll together    %s in %d objects",
+		size(st.SegmentBytes), st.Segments, size(st.IndexBytes), size(st.TotalBytes), st.Objects)
+	if st.Points == 0 {
+		fmt.Fprintln(p.stdout)
+		return nil
+	}
+	fmt.Fprintf(p.stdout, " (1 : %.2f)\n\n", ratio(st.UsedBytes, st.TotalBytes))
 	if err := p.printVMStats(st); err != nil {
 		return err
 	}
@@ -79,12 +84,16 @@ func (p *program) printVMStats(st *store.Stat) error {
 	}
 	return p.table(header, func(line func(string, ...any)) {
 		for _, v := range st.VMs {
-			text := fmt.Sprintf("%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s", v.VM, v.Points, localDay(v.Oldest), localDay(v.Newest),
-				size(v.VirtualBytes), size(v.UsedBytes), size(v.StoredBytes), size(v.GrowthPerDay))
-			if v.Exact != nil {
-				text += fmt.Sprintf("\t%s\t%s", size(v.Exact.OwnStored), size(v.Exact.SharedStored))
+			format := "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s"
+			cells := []any{
+				v.VM, v.Points, localDay(v.Oldest), localDay(v.Newest),
+				size(v.VirtualBytes), size(v.UsedBytes), size(v.StoredBytes), size(v.GrowthPerDay),
 			}
-			line("%s", text)
+			if v.Exact != nil {
+				format += "\t%s\t%s"
+				cells = append(cells, size(v.Exact.OwnStored), size(v.Exact.SharedStored))
+			}
+			line(format, cells...)
 		}
 	})
 }
