@@ -105,11 +105,11 @@ func (p *program) printCopies(r *store.CopyReport, from, to *store.Repository, t
 	}
 	var read, fresh, stored int64
 	for _, c := range r.Copied {
-		fmt.Fprintf(p.stdout, "%s  %s  %s  copied as %s: read %s, stored %s\n", c.From, localTime(c.Time), c.VM, c.ID, size(c.ReadBytes), size(c.StoredBytes))
+		fmt.Fprintf(p.stdout, "%s  %s  %s  copied as %s: read %s, stored %s\n", c.From, localTime(c.Time), printable(c.VM), c.ID, size(c.ReadBytes), size(c.StoredBytes))
 		read, fresh, stored = read+c.ReadBytes, fresh+c.NewBytes, stored+c.StoredBytes
 	}
 	for _, f := range r.Failed {
-		fmt.Fprintf(p.stdout, "%s  %s  %s  NOT copied: %s\n", f.From, localTime(f.Time), f.VM, f.Error)
+		fmt.Fprintf(p.stdout, "%s  %s  %s  NOT copied: %s\n", f.From, localTime(f.Time), printable(f.VM), printable(f.Error))
 	}
 	fmt.Fprintf(p.stdout, "Copied %d restore points: read %s, new %s, stored %s, in %s. There already: %d. Failed: %d.\n",
 		len(r.Copied), size(read), size(fresh), size(stored), took.Round(10*time.Millisecond), len(r.Skipped), len(r.Failed))

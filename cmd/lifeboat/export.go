@@ -150,6 +150,6 @@ func (p *program) exportAll(c *cli.Context, repo *store.Repository, pt *store.Po
 	for _, f := range files {
 		fmt.Fprintf(p.stdout, "%s  %s\n", filepath.Join(req.Output, f.Name), size(f.Size))
 	}
-	fmt.Fprintf(p.stdout, "%d files of %s, in %s.\n", len(files), pt.VM, took.Round(10*time.Millisecond))
+	fmt.Fprintf(p.stdout, "%d files of %s, in %s.\n", len(files), printable(pt.VM), took.Round(10*time.Millisecond))
 	return lost.tell(p.stdout)
 }

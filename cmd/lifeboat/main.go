@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -37,13 +38,16 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	p := &program{stdin: stdin, stdout: stdout, stderr: stderr}
 	app := p.app()
 	err := app.RunContext(ctx, permute(app, args))
-	code := exitCode(err)
+	code, prefix := exitCode(err), "lifeboat: "
 	switch {
 	case err == nil:
 	case code == exitInterrupted && ctx.Err() != nil:
 		fmt.Fprintln(stderr, "lifeboat: interrupted; nothing is left half done")
 	default:
-		fmt.Fprintf(stderr, "lifeboat: %v\n", err)
+		for line := range strings.Lines(err.Error()) { // names of VMs stand in errors, too
+			fmt.Fprintf(stderr, "%s%s\n", prefix, printable(strings.TrimSuffix(line, "\n")))
+			prefix = ""
+		}
 	}
 	return code
 }

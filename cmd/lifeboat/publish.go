@@ -149,7 +149,7 @@ func (p *program) announce(pub *appliance.Publication) error {
 		fmt.Fprintln(p.stdout, "No portmapper: ESXi needs one on port 111; other clients must name both ports.")
 	}
 	for _, f := range r.Folders {
-		fmt.Fprintf(p.stdout, "  %s (%s)\n    %s\n    %s\n", f.VM, f.Point, f.Path+"/"+f.VMX, strings.Join(f.Disks, "\n    "))
+		fmt.Fprintf(p.stdout, "  %s (%s)\n    %s\n    %s\n", printable(f.VM), f.Point, f.Path+"/"+f.VMX, strings.Join(f.Disks, "\n    "))
 	}
 	return nil
 }

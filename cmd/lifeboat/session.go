@@ -77,7 +77,7 @@ func (p *program) sessionShow(c *cli.Context) error {
 	}
 	fmt.Fprintf(p.stdout, "Session     %s (%s)\nCreated     %s\nRepository  %s\nOn disk     %s\n", info.Name, info.State, localTime(info.Created), info.RepoURL, size(info.OverlayBytes))
 	for _, f := range info.Folders {
-		fmt.Fprintf(p.stdout, "\n%s, restore point %s of %s\n  folder  %s/%s/%s\n", f.VM, f.Point, localTime(f.Time), appliance.ExportPath, info.Name, f.Name)
+		fmt.Fprintf(p.stdout, "\n%s, restore point %s of %s\n  folder  %s/%s/%s\n", printable(f.VM), f.Point, localTime(f.Time), appliance.ExportPath, info.Name, f.Name)
 		for _, d := range f.Disks {
 			fmt.Fprintf(p.stdout, "  disk    %s, %s (%s)\n", d.Flat, size(d.Size), d.Label)
 		}
@@ -107,7 +107,7 @@ func (p *program) sessionKeep(c *cli.Context) error {
 			return p.printJSON(map[string]any{"session": name, "points": kept})
 		}
 		for _, pt := range kept {
-			fmt.Fprintf(p.stdout, "Restore point %s of %s: read %s, new %s, stored %s.\n", pt.ID, pt.VM, size(pt.ReadBytes), size(pt.NewBytes), size(pt.StoredBytes))
+			fmt.Fprintf(p.stdout, "Restore point %s of %s: read %s, new %s, stored %s.\n", pt.ID, printable(pt.VM), size(pt.ReadBytes), size(pt.NewBytes), size(pt.StoredBytes))
 		}
 		return nil
 	})
