@@ -6,11 +6,12 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
-
-	"lifeboat/store/internal/zframe"
 )
 
 // Packer compresses blobs, frame by frame. One per goroutine.
+//
+// It uses zstd's default level: on frames of 16 KiB the fastest one stores 4 to
+// 6 % more for a quarter less time, and what is stored stays.
 type Packer struct {
 	enc  encoder
 	dec  *zstd.Decoder
@@ -18,14 +19,27 @@ type Packer struct {
 	pool *sync.Pool // of *Packed; a Packed is released on another goroutine
 }
 
-// NewPacker returns a Packer.
-func NewPacker() *Packer {
-	return &Packer{enc: zframe.New(), dec: newDecoder().zstd, back: make([]byte, 0, FrameSize+decodeSlack), pool: &sync.Pool{New: func() any { return new(Packed) }}}
+// encoder appends the zstd frame of src to dst.
+type encoder interface {
+	EncodeAll(src, dst []byte) []byte
 }
 
-// encoder makes zstd frames; see zframe.Encoder.Append.
-type encoder interface {
-	Append(dst, src []byte, limit int) ([]byte, bool)
+// NewPacker returns a Packer.
+func NewPacker() *Packer {
+	enc, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(zstd.SpeedDefault),
+		zstd.WithWindowSize(FrameSize),
+		zstd.WithSingleSegment(true),
+		zstd.WithLowerEncoderMem(true),
+		zstd.WithEncoderCRC(false), // the GCM tag is the checksum
+		zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		panic("segment: zstd options: " + err.Error()) // constants: cannot happen
+	}
+	return &Packer{
+		enc: enc, dec: newDecoder().zstd, back: make([]byte, 0, FrameSize+decodeSlack),
+		pool: &sync.Pool{New: func() any { return new(Packed) }},
+	}
 }
 
 // Packed is a compressed blob, not sealed yet. Whoever holds it last calls
@@ -65,10 +79,10 @@ func (p *Packer) frame(out *Packed, plain []byte) uint16 {
 	}
 	start := len(out.buf)
 	if !looksRandom(plain) {
+		out.buf = p.enc.EncodeAll(plain, out.buf)
 		// To save less than 6 % would not be worth the decoding.
-		var ok bool
-		if out.buf, ok = p.enc.Append(out.buf, plain, len(plain)*94/100+1); ok && p.reads(out.buf[start:], plain) {
-			return uint16(len(out.buf) - start)
+		if n := len(out.buf) - start; n <= len(plain)*94/100 && p.reads(out.buf[start:], plain) {
+			return uint16(n)
 		}
 	}
 	out.buf = append(out.buf[:start], plain...)
