@@ -62,29 +62,67 @@ func NewImage(t testing.TB, size int64) string {
 }
 
 // Mount mounts an image until the end of the test, or until the function that
-// it returns is called.
+// it returns is called. The loop device is its own: mount(8) would take that of
+// a mount which has just ended, and find it busy.
 func Mount(t testing.TB, image, fsType, options string) (dir string, unmount func()) {
 	t.Helper()
 	dir = t.TempDir()
-	args := []string{"-t", fsType, "-o", strings.Trim("loop,"+options, ","), image, dir}
-	Run(t, "mount", args...)
+	loop := attach(t, image)
+	args := []string{"-t", fsType, loop, dir}
+	if options != "" {
+		args = append([]string{"-o", options}, args...)
+	}
+	if out, err := exec.CommandContext(t.Context(), "mount", args...).CombinedOutput(); err != nil {
+		detach(t, loop)
+		t.Fatalf("mount %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
 	mounted := true
 	unmount = func() {
 		if !mounted {
 			return
 		}
 		mounted = false
-		var err error
-		for range 50 { // something of the host may look in for a moment
-			if err = unix.Unmount(dir, 0); err == nil {
-				return
-			}
-			time.Sleep(20 * time.Millisecond)
+		if err := patiently(func() error { return unix.Unmount(dir, 0) }); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
 		}
-		t.Errorf("unmount %s: %v", dir, err)
+		detach(t, loop)
 	}
 	t.Cleanup(unmount)
 	return dir, unmount
+}
+
+// attach gives an image a loop device. Two who look for a free one at the same
+// time find the same, and one of them has to look again.
+func attach(t testing.TB, image string) (loop string) {
+	t.Helper()
+	err := patiently(func() error {
+		out, err := exec.Command("losetup", "--find", "--show", image).Output()
+		loop = strings.TrimSpace(string(out))
+		return err
+	})
+	if err != nil {
+		t.Fatalf("no loop device for %s: %v", image, err)
+	}
+	return loop
+}
+
+func detach(t testing.TB, loop string) {
+	t.Helper()
+	if err := patiently(func() error { return exec.Command("losetup", "--detach", loop).Run() }); err != nil {
+		t.Errorf("detach %s: %v", loop, err)
+	}
+}
+
+// patiently tries again for a second: something of the host may look in for a
+// moment.
+func patiently(do func() error) (err error) {
+	for range 50 {
+		if err = do(); err == nil {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return err
 }
 
 // CopyImage copies an image as it is at this moment, holes as holes: of a
