@@ -36,6 +36,8 @@ import (
 // their kind keeps away. Nothing that anybody can read is dropped: of what no
 // point needs, a writer may have taken an address a moment ago. Segments that
 // belong to a writer alone are left to it.
+
+// RepairOptions says where a repair finds what is lost. The zero value is good.
 type RepairOptions struct {
 	// From is another repository with copies of the points (Repository.Copy made
 	// them, or this one was made from it). Without it, content is looked for in

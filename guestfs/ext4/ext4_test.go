@@ -71,7 +71,9 @@ func TestAgainstKernel(t *testing.T) {
 			if n < 300 {
 				t.Errorf("only %d entries were compared", n)
 			}
-			if info := fsys.Info(); info.State != guestfs.Clean || info.Type != name[:4] && name != "ext4 32bit" {
+			// A mount namespace that somebody else made meanwhile keeps it mounted.
+			info := fsys.Info()
+			if info.State != guestfs.Clean && info.State != guestfs.Replayed || info.Type != name[:4] && name != "ext4 32bit" {
 				t.Errorf("info: %+v", info)
 			}
 		})

@@ -130,7 +130,7 @@ func check(c backend.Backend, name string, all []byte, off int64, n int) error {
 	m, err := o.ReadAt(got, off)
 	m2, err2 := bytes.NewReader(all).ReadAt(want, off)
 	if m != m2 || !errors.Is(err, err2) || !bytes.Equal(got[:m], want[:m2]) {
-		return fmt.Errorf("%s at %d: %d bytes, %w; want %d, %v, or they differ", name, off, m, err, m2, err2)
+		return fmt.Errorf("%s at %d: %d bytes, %w; want %d, %w, or they differ", name, off, m, err, m2, err2)
 	}
 	return nil
 }
