@@ -85,6 +85,26 @@ type SecurityReader interface {
 	SecurityDescriptor(ctx context.Context, inode Inode) ([]byte, error)
 }
 
+// Mapped is an FS that knows where on its volume the content of a file stands.
+type Mapped interface {
+	// PhysicalExtents yields where the unnamed content is stored, ascending by
+	// Offset. Holes, what was never written (it reads as zeros) and content that
+	// stands in the inode are left out. It tells of the volume as it is on the
+	// disk, before any journal was replayed.
+	PhysicalExtents(ctx context.Context, inode Inode) iter.Seq2[PhysicalExtent, error]
+}
+
+// PhysicalExtent is a run of a file's content and where it stands.
+type PhysicalExtent struct {
+	Offset int64 // in the file, bytes
+	At     int64 // on the volume, bytes
+	Length int64 // bytes on the volume, > 0
+	// Encoded says that what stands there is not the content itself: it is
+	// compressed. Offset then is where what it decodes to begins, or 0 where
+	// that is not known.
+	Encoded bool
+}
+
 // Describer is an FS that tells what it is.
 type Describer interface {
 	Info() Info
@@ -174,6 +194,7 @@ const (
 	System
 	Archive
 	Offline // the content is elsewhere (HSM, OneDrive)
+	Reparse // a reparse point that is neither a link nor compression: the guest has a driver that decides
 )
 
 // Dirent is an entry of a directory.
