@@ -44,6 +44,9 @@ what() {
 			genisoimage: guest file systems on discs
 			cryptsetup-bin: encrypted guest volumes
 			ntfs-3g: mkfs.ntfs, guest file systems
+			mtools: files on FAT, to compare with
+			exfat-fuse: exFAT, to compare with
+			xorriso: discs with Rock Ridge, to compare with
 			gcc: the race detector
 			libc6-dev: the race detector
 		LIST

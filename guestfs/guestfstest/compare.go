@@ -30,6 +30,8 @@ type Compared struct {
 	NoXattrs    bool                             // attributes, ACLs and capabilities
 	NoCtime     bool                             // time of the inode
 	NoAtime     bool                             // time of the last access
+	NoBtime     bool                             // time of creation
+	NoDirTimes  bool                             // times of directories
 	NoOwner     bool                             // owner, group and permissions are the mount's
 	NoDirSize   bool                             // size of directories
 	NoDirLinks  bool                             // link count of directories
@@ -210,10 +212,12 @@ func (c *comparison) attributes(path string, inode guestfs.Inode, host string) *
 	number(c.opts.NoAllocated || isDir && c.opts.NoDirSize, "allocated", a.Allocated, int64(st.Blocks)*512)
 	number(false, "major", int64(a.Major), int64(st.Rdev_major))
 	number(false, "minor", int64(a.Minor), int64(st.Rdev_minor))
-	c.time(path, "mtime", a.Mtime, st.Mtime, false)
-	c.time(path, "ctime", a.Ctime, st.Ctime, c.opts.NoCtime)
-	c.time(path, "atime", a.Atime, st.Atime, c.opts.NoAtime)
-	c.time(path, "btime", a.Btime, st.Btime, st.Mask&unix.STATX_BTIME == 0)
+	if !isDir || !c.opts.NoDirTimes {
+		c.time(path, "mtime", a.Mtime, st.Mtime, false)
+		c.time(path, "ctime", a.Ctime, st.Ctime, c.opts.NoCtime)
+		c.time(path, "atime", a.Atime, st.Atime, c.opts.NoAtime)
+		c.time(path, "btime", a.Btime, st.Btime, c.opts.NoBtime || st.Mask&unix.STATX_BTIME == 0)
+	}
 	c.xattrs(path, inode, host)
 	return a
 }
