@@ -1,0 +1,237 @@
+package vddk
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"lifeboat/disk"
+)
+
+// port is what one transport has to be able to do. The source on top of it sees
+// to edges, sizes of requests, how many there are at once, rates and closing.
+type port interface {
+	// transport is the name that users see.
+	transport() string
+	size() int64
+	// read fills p from off: inside the disk, at most requestBytes. When ctx
+	// ends it returns soon, and never touches p after it has returned.
+	read(ctx context.Context, p []byte, off int64) error
+	// extents is Mapper's Extents, of a range inside the disk that is not
+	// empty; all one run of data where it is not known better.
+	extents(ctx context.Context, within disk.Extent) iter.Seq2[disk.Extent, error]
+	// close is called once, after the last read has returned.
+	close() error
+}
+
+// writePort is a port for writing.
+type writePort interface {
+	port
+	// write is read's counterpart.
+	write(ctx context.Context, p []byte, off int64) error
+	// sync is called with no write in flight that it has to cover.
+	sync(ctx context.Context) error
+}
+
+// life is the context of an open disk and how to end it.
+type life struct {
+	context.Context
+	cancel context.CancelCauseFunc
+}
+
+// newLimit ends a life that takes longer to begin than after.
+func newLimit(after time.Duration, cancel context.CancelCauseFunc) *time.Timer {
+	return time.AfterFunc(after, func() {
+		cancel(fmt.Errorf("%w: it was not open after %v", ErrHung, after))
+	})
+}
+
+// source makes a Source of a port.
+//
+// mu is held for reading by whoever uses the port and for writing by Close, so
+// that a port is never closed under a request. Close cancels the life first,
+// which is what makes the requests let go. slots bounds requests in flight and
+// is taken with mu held; nothing is taken with a slot held.
+type source struct {
+	port
+	life  life
+	opts  Options
+	slots chan struct{}
+
+	mu     sync.RWMutex
+	closed bool
+}
+
+func newSource(life life, p port, opts Options) *source {
+	return &source{port: p, life: life, opts: opts, slots: make(chan struct{}, opts.Buffers)}
+}
+
+// Transport implements Source.
+func (s *source) Transport() string { return s.transport() }
+
+// Size implements disk.Image.
+func (s *source) Size() int64 { return s.size() }
+
+// Close implements disk.Image. Requests in flight fail with os.ErrClosed.
+func (s *source) Close() error {
+	s.life.cancel(os.ErrClosed)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	return s.close()
+}
+
+// enter holds the port open; the caller releases s.mu.
+func (s *source) enter() error {
+	s.mu.RLock()
+	if s.life.Err() != nil {
+		s.mu.RUnlock()
+		return context.Cause(s.life)
+	}
+	return nil
+}
+
+// ReadAt implements io.ReaderAt.
+func (s *source) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read at %d: %w", off, disk.ErrOutOfRange)
+	}
+	if err := s.enter(); err != nil {
+		return 0, err
+	}
+	defer s.mu.RUnlock()
+	if off >= s.size() {
+		return 0, io.EOF
+	}
+	n := int(min(int64(len(p)), s.size()-off))
+	if err := s.split(p[:n], off, s.read); err != nil {
+		return 0, fmt.Errorf("read %d bytes at %d through %s: %w", n, off, s.transport(), err)
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// split does one range as several requests at once, cut at multiples of their
+// size so that two readers next to each other do not ask for slivers.
+func (s *source) split(p []byte, off int64, do func(context.Context, []byte, int64) error) error {
+	if first := requestBytes - off%requestBytes; int64(len(p)) <= first {
+		return s.one(s.life, p, off, do)
+	}
+	group, ctx := errgroup.WithContext(s.life)
+	group.SetLimit(s.opts.Buffers)
+	for len(p) > 0 && ctx.Err() == nil {
+		n := min(int64(len(p)), requestBytes-off%requestBytes)
+		piece, at := p[:n], off
+		group.Go(func() error { return s.one(ctx, piece, at, do) })
+		p, off = p[n:], off+n
+	}
+	err := group.Wait()
+	if s.life.Err() != nil {
+		return context.Cause(s.life)
+	}
+	return err
+}
+
+func (s *source) one(ctx context.Context, p []byte, off int64, do func(context.Context, []byte, int64) error) error {
+	if len(p) == 0 {
+		return nil
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.opts.Limiter != nil {
+		if err := s.opts.Limiter.Wait(ctx, int64(len(p))); err != nil {
+			return err
+		}
+	}
+	err := do(ctx, p, off)
+	if err != nil && s.life.Err() != nil {
+		return context.Cause(s.life)
+	}
+	return err
+}
+
+// Extents implements disk.Mapper.
+func (s *source) Extents(ctx context.Context, within disk.Extent) iter.Seq2[disk.Extent, error] {
+	return func(yield func(disk.Extent, error) bool) {
+		if err := s.enter(); err != nil {
+			yield(disk.Extent{}, err)
+			return
+		}
+		defer s.mu.RUnlock()
+		end := min(max(within.End(), 0), s.size())
+		within.Offset = max(within.Offset, 0)
+		if within.Length = end - within.Offset; within.Length <= 0 {
+			return
+		}
+		if ctx.Err() != nil {
+			yield(disk.Extent{}, context.Cause(ctx))
+			return
+		}
+		for ext, err := range s.extents(ctx, within) {
+			if err != nil {
+				err = fmt.Errorf("allocated areas through %s: %w", s.transport(), err)
+			}
+			if !yield(ext, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// allData is the extents of a port that knows no better.
+func allData(within disk.Extent) iter.Seq2[disk.Extent, error] {
+	within.Hole = false
+	return func(yield func(disk.Extent, error) bool) { yield(within, nil) }
+}
+
+// device makes a disk.Device of a writePort.
+type device struct {
+	*source
+	port writePort
+}
+
+func newDevice(life life, p writePort, opts Options) *device {
+	return &device{source: newSource(life, p, opts), port: p}
+}
+
+// WriteAt implements disk.Device.
+func (d *device) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.enter(); err != nil {
+		return 0, err
+	}
+	defer d.mu.RUnlock()
+	if off < 0 || off > d.size() || int64(len(p)) > d.size()-off {
+		return 0, fmt.Errorf("write of %d bytes at %d to a disk of %d: %w", len(p), off, d.size(), disk.ErrOutOfRange)
+	}
+	if err := d.split(p, off, d.port.write); err != nil {
+		return 0, fmt.Errorf("write %d bytes at %d through %s: %w", len(p), off, d.transport(), err)
+	}
+	return len(p), nil
+}
+
+// Sync implements disk.Device.
+func (d *device) Sync() error {
+	if err := d.enter(); err != nil {
+		return err
+	}
+	defer d.mu.RUnlock()
+	if err := d.port.sync(d.life); err != nil {
+		return fmt.Errorf("sync through %s: %w", d.transport(), err)
+	}
+	return nil
+}
