@@ -28,7 +28,8 @@ var (
 
 // State is the appliance's state directory:
 //
-//	lifeboat.db             sessions and this appliance's identity (bbolt)
+//	lifeboat.db             sessions, the journal and this appliance's identity (bbolt)
+//	processes/<random>      locked by a process that has intents in the journal
 //	sessions/<name>/lock    held by the process that publishes the session
 //	sessions/<name>/disk-*  one overlay per virtual disk
 //	datastore/<name>/…      the session's folder as an ESXi host sees it
@@ -38,7 +39,8 @@ var (
 // waiting. Losing the directory loses the changes of unfinished recoveries and
 // nothing else: no backup depends on it.
 type State struct {
-	dir string
+	dir  string
+	mark processMark // this process's
 }
 
 // OpenState opens the state directory, making it (mode 0700) if need be.
