@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
@@ -10,30 +11,25 @@ import (
 
 	"lifeboat/disk"
 	"lifeboat/internal/vfs"
+	"lifeboat/store"
 	"lifeboat/store/overlay"
 )
 
-// Defaults of a VM whose configuration is not known.
-const (
-	defaultMemoryMB = 2048
-	defaultCPUs     = 2
-)
+// folderConfig gives the files that make the VM of a point, by name, the one
+// called f.VMX among them. efi is what the first disk looks like.
+type folderConfig func(ctx context.Context, repo *store.Repository, pt *store.Point, f *Folder, efi bool) (map[string][]byte, error)
 
-// writeFolder makes a point's folder: the .vmx, a descriptor and a placeholder
-// per disk. Files are durable when it returns, so that the record can say so.
-func (p *Publication) writeFolder(f *Folder, disks []*overlay.Overlay) error {
+// writeFolder makes a point's folder: the VM's files, a descriptor and a
+// placeholder per disk. Files are durable when it returns, so that the record
+// can say so.
+func (p *openSession) writeFolder(ctx context.Context, repo *store.Repository, pt *store.Point, f *Folder, disks []*overlay.Overlay) error {
 	dir := filepath.Join(p.state.Datastore(), p.Session.Name, f.Name)
 	fsys := vfs.OS()
 	if err := fsys.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	machine := vmx{
-		name: f.VM, memoryMB: defaultMemoryMB, cpus: defaultCPUs,
-		note: fmt.Sprintf("Restore point %s of %s, taken %s, published by Lifeboat in session %s. Its disks are on the backup appliance: move them with Storage vMotion to keep this VM.",
-			f.Point, f.VM, f.Time.UTC().Format("2006-01-02 15:04 UTC"), p.Session.Name),
-	}
+	efi := false
 	for i, v := range f.Disks {
-		machine.disks = append(machine.disks, v.Descriptor)
 		desc, err := descriptor(v)
 		if err != nil {
 			return err
@@ -49,14 +45,24 @@ func (p *Publication) writeFolder(f *Folder, disks []*overlay.Overlay) error {
 			return err
 		}
 		if i == 0 {
-			if machine.efi, err = bootsWithEFI(disks[0]); err != nil {
+			if efi, err = bootsWithEFI(disks[0]); err != nil {
 				return err
 			}
 		}
 	}
-	// The host runs a VM only if it may execute its .vmx.
-	if err := writeDurable(fsys, filepath.Join(dir, f.VMX), machine.encode(), 0o755); err != nil {
+	config := p.config
+	if config == nil {
+		config = publishedConfig(p.Session.Name)
+	}
+	files, err := config(ctx, repo, pt, f, efi)
+	if err != nil {
 		return err
+	}
+	for name, data := range files {
+		// The host runs a VM only if it may execute its .vmx.
+		if err := writeDurable(fsys, filepath.Join(dir, name), data, 0o755); err != nil {
+			return err
+		}
 	}
 	for _, d := range []string{dir, filepath.Dir(dir)} {
 		if err := fsys.SyncDir(d); err != nil {

@@ -27,7 +27,7 @@ func newHoldID() string {
 }
 
 // takeHold puts up the session's hold, or takes it up again.
-func (p *Publication) takeHold(ctx context.Context, repo *store.Repository) error {
+func (p *openSession) takeHold(ctx context.Context, repo *store.Repository) error {
 	if p.Session.Hold == "" { // made by an earlier version
 		p.Session.Hold = newHoldID()
 		if err := p.state.putSession(p.Session); err != nil {
@@ -53,7 +53,7 @@ func (p *Publication) takeHold(ctx context.Context, repo *store.Repository) erro
 }
 
 // closeHold leaves the hold behind, renewed.
-func (p *Publication) closeHold() {
+func (p *openSession) closeHold() {
 	if p.hold == nil {
 		return
 	}
@@ -66,7 +66,7 @@ func (p *Publication) closeHold() {
 const releaseTimeout = 30 * time.Second
 
 // releaseHold ends the hold of a session that is gone.
-func (p *Publication) releaseHold() {
+func (p *openSession) releaseHold() {
 	if p.hold == nil {
 		return
 	}

@@ -33,8 +33,12 @@ type Session struct {
 	// Named: a person chose the name, so the session stays when its export
 	// ends, even if nothing was written to it.
 	Named bool `json:"named"`
-	// Kept is the newest restore point that `session keep` made of it.
+	// Kept are the restore points that `session keep` made of it.
 	Kept []string `json:"kept,omitempty"`
+	// Served: the appliance's server is to export it whenever it runs.
+	Served bool `json:"served,omitempty"`
+	// Recovery is what there is of it on a vSphere; nil for a plain publish.
+	Recovery *Recovery `json:"recovery,omitempty"`
 }
 
 // Folder is one published restore point in a session.

@@ -110,7 +110,7 @@ func KeepSession(ctx context.Context, st *State, repo *store.Repository, req Kee
 	if err != nil {
 		return nil, err
 	}
-	defer p.Close()
+	defer p.close()
 	ing, err := newIngest(ctx, repo, store.IngestOptions{Tool: req.Tool})
 	if err != nil {
 		return nil, err
@@ -135,7 +135,7 @@ func KeepSession(ctx context.Context, st *State, repo *store.Repository, req Kee
 }
 
 // openStopped takes a session that no process publishes and opens its disks.
-func openStopped(ctx context.Context, st *State, repo *store.Repository, req KeepRequest) (_ *Publication, err error) {
+func openStopped(ctx context.Context, st *State, repo *store.Repository, req KeepRequest) (_ *openSession, err error) {
 	rec, err := st.session(req.Session)
 	if err != nil {
 		return nil, err
@@ -146,10 +146,10 @@ func openStopped(ctx context.Context, st *State, repo *store.Repository, req Kee
 	if !rec.Ready {
 		return nil, fmt.Errorf("session %q was never completely published: there is nothing to keep; discard it", rec.Name)
 	}
-	p := &Publication{state: st, Session: rec, log: logger(req.Logger)}
+	p := &openSession{state: st, Session: rec, log: logger(req.Logger)}
 	defer func() {
 		if err != nil {
-			p.Close()
+			p.close()
 		}
 	}()
 	if p.lock, err = st.lockSession(rec.Name); err != nil {
@@ -158,7 +158,7 @@ func openStopped(ctx context.Context, st *State, repo *store.Repository, req Kee
 	return p, p.openDisks(ctx, repo)
 }
 
-func (p *Publication) keepFolder(ctx context.Context, repo *store.Repository, ing *store.Ingest, req KeepRequest, f Folder, first int) (*store.Point, error) {
+func (p *openSession) keepFolder(ctx context.Context, repo *store.Repository, ing *store.Ingest, req KeepRequest, f Folder, first int) (*store.Point, error) {
 	parent, err := repo.Point(ctx, f.Point)
 	if err != nil {
 		return nil, pointError(err)

@@ -68,6 +68,17 @@ func (v vmx) encode() []byte {
 	return b.Bytes()
 }
 
+// adapt applies to the generic file what of the changes it can have: it has no
+// NICs and nothing of an old place.
+func (v vmx) adapt(file *vmxFile, c vmxChanges) {
+	if c.Instance != "" {
+		file.identify(c)
+	}
+	if c.Session != "" {
+		file.set(sessionKey, c.Session)
+	}
+}
+
 // scsiPlace is where the i-th disk goes: unit 7 of a SCSI bus is the adapter
 // itself.
 func scsiPlace(i int) (bus, unit int) {
