@@ -91,20 +91,9 @@ func WriteImage(ctx context.Context, req Request, opts Options, img disk.Image, 
 	return "", errors.ErrUnsupported
 }
 
-func openFile(context.Context, Request, Options) (port, error)   { return nil, unavailable("not yet") }
-func openHotAdd(context.Context, Request, Options) (port, error) { return nil, unavailable("not yet") }
-func openFolder(context.Context, Request, Options) (port, error) { return nil, unavailable("not yet") }
-func openNFC(context.Context, Request, Options) (port, error)    { return nil, unavailable("not yet") }
+func openNFC(context.Context, Request, Options) (port, error) { return nil, unavailable("not yet") }
 func libraryReader(modes string) func(context.Context, Request, Options) (port, error) {
 	return func(context.Context, Request, Options) (port, error) { return nil, unavailable("not yet") }
-}
-
-func writeFile(context.Context, Request, Options) (writePort, error) {
-	return nil, unavailable("not yet")
-}
-
-func writeHotAdd(context.Context, Request, Options) (writePort, error) {
-	return nil, unavailable("not yet")
 }
 
 func writeFolder(context.Context, Request, Options) (writePort, error) {

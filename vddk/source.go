@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -126,39 +127,42 @@ func (s *source) ReadAt(p []byte, off int64) (int, error) {
 // size so that two readers next to each other do not ask for slivers.
 func (s *source) split(p []byte, off int64, do func(context.Context, []byte, int64) error) error {
 	if first := requestBytes - off%requestBytes; int64(len(p)) <= first {
-		return s.one(s.life, p, off, do)
+		return s.one(p, off, do)
 	}
-	group, ctx := errgroup.WithContext(s.life)
+	// A failure keeps further requests from being made and lets those in flight
+	// end: cutting them off would cost the connection.
+	var group errgroup.Group
 	group.SetLimit(s.opts.Buffers)
-	for len(p) > 0 && ctx.Err() == nil {
+	var failed atomic.Bool
+	for len(p) > 0 && !failed.Load() {
 		n := min(int64(len(p)), requestBytes-off%requestBytes)
 		piece, at := p[:n], off
-		group.Go(func() error { return s.one(ctx, piece, at, do) })
+		group.Go(func() error {
+			err := s.one(piece, at, do)
+			failed.CompareAndSwap(false, err != nil)
+			return err
+		})
 		p, off = p[n:], off+n
 	}
-	err := group.Wait()
-	if s.life.Err() != nil {
-		return context.Cause(s.life)
-	}
-	return err
+	return group.Wait()
 }
 
-func (s *source) one(ctx context.Context, p []byte, off int64, do func(context.Context, []byte, int64) error) error {
+func (s *source) one(p []byte, off int64, do func(context.Context, []byte, int64) error) error {
 	if len(p) == 0 {
 		return nil
 	}
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case <-s.life.Done():
+		return context.Cause(s.life)
 	}
 	if s.opts.Limiter != nil {
-		if err := s.opts.Limiter.Wait(ctx, int64(len(p))); err != nil {
+		if err := s.opts.Limiter.Wait(s.life, int64(len(p))); err != nil {
 			return err
 		}
 	}
-	err := do(ctx, p, off)
+	err := do(s.life, p, off)
 	if err != nil && s.life.Err() != nil {
 		return context.Cause(s.life)
 	}

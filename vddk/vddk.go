@@ -70,12 +70,18 @@ var (
 	// may help.
 	ErrLost = errors.New("the connection to the disk was lost")
 	// ErrHung: the other side did not answer in time. It matches ErrLost too.
-	ErrHung = errors.New("no answer in time")
+	ErrHung error = lostError("no answer in time")
 	// ErrCrashed: the helper process died. It matches ErrLost too.
-	ErrCrashed = errors.New("the helper process died")
+	ErrCrashed error = lostError("the helper process died")
 	// ErrSize: the disk has another size than the request says.
 	ErrSize = errors.New("the disk has another size")
 )
+
+// lostError is a way of losing a disk.
+type lostError string
+
+func (e lostError) Error() string        { return string(e) }
+func (e lostError) Is(target error) bool { return target == ErrLost }
 
 // Source is one disk at its source, to be read.
 //
@@ -134,8 +140,8 @@ type FileReader interface {
 
 // FileWriter writes files of datastores, whole.
 type FileWriter interface {
-	// WriteFile replaces the file called path by the size bytes of r.
-	WriteFile(ctx context.Context, path string, r io.Reader, size int64) error
+	// Upload replaces the file called path by the size bytes of r.
+	Upload(ctx context.Context, path string, r io.Reader, size int64) error
 }
 
 // HotAdder attaches a disk to the VM that this process runs in.
