@@ -1,0 +1,133 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"lifeboat/disk"
+	"lifeboat/guestfs"
+	"lifeboat/guestfs/inspect"
+	"lifeboat/guestfs/tree"
+	"lifeboat/store"
+)
+
+// Guest is what is inside the disks of a restore point: its volumes, and the
+// tree that the guest sees. Safe for concurrent use.
+type Guest struct {
+	Point  *store.Point
+	report *inspect.Report
+	tree   *tree.Tree
+	fs     func(ctx context.Context, volume int) (guestfs.FS, error)
+	ends   []func()
+}
+
+// GuestOptions say how guests are opened. The zero value is good.
+type GuestOptions struct {
+	Logger *slog.Logger // nil: slog.Default
+}
+
+const guestPurpose = "files of the guest"
+
+// OpenGuest opens the disks of a restore point and finds what is on them. The
+// point is held until Close.
+func OpenGuest(ctx context.Context, repo *store.Repository, pt *store.Point, opts GuestOptions) (*Guest, error) {
+	release, err := repo.HoldToRead(ctx, []*store.Point{pt}, guestPurpose)
+	if err != nil {
+		return nil, pointError(err)
+	}
+	g := &Guest{Point: pt, ends: []func(){release}}
+	if err := g.open(ctx, repo, opts); err != nil {
+		g.Close()
+		return nil, fmt.Errorf("restore point %s of %s: %w", pt.ID, pt.VM, err)
+	}
+	return g, nil
+}
+
+func (g *Guest) open(ctx context.Context, repo *store.Repository, opts GuestOptions) error {
+	var disks []disk.Image
+	for n := range g.Point.Disks {
+		img, err := OpenPointDisk(ctx, repo, g.Point, n)
+		if err != nil {
+			return err
+		}
+		g.ends = append(g.ends, func() { img.Close() })
+		disks = append(disks, img)
+	}
+	found, err := inspect.Open(ctx, disks, inspect.Options{Readers: inspect.NativeReaders()})
+	if err != nil {
+		return err
+	}
+	g.report = found.Report()
+	g.fs = func(_ context.Context, volume int) (guestfs.FS, error) { return found.FS(volume) }
+	g.tree = inspect.Tree(g.report, g.fs)
+	return nil
+}
+
+// Close ends reads and lets go of the point.
+func (g *Guest) Close() {
+	for i := len(g.ends) - 1; i >= 0; i-- {
+		g.ends[i]()
+	}
+	g.ends = nil
+}
+
+// Report is what was found on the disks.
+func (g *Guest) Report() *inspect.Report { return g.report }
+
+// Tree is what the guest sees: its root with everything mounted, on Windows a
+// directory for each drive. Of a guest without a system that is known it is a
+// directory for each volume.
+func (g *Guest) Tree() guestfs.FS { return g.tree }
+
+// Volume is the file system of one volume, by its index in the report.
+func (g *Guest) Volume(ctx context.Context, i int) (guestfs.FS, error) {
+	fsys, err := g.fs(ctx, i)
+	return fsys, guestError(err)
+}
+
+// Locate says which file system a place VOLUME/PATH is in, and its path there.
+// VOLUME is the name of a volume, a drive of Windows, or nothing: the guest's
+// own tree.
+func (g *Guest) Locate(ctx context.Context, place string) (guestfs.FS, string, error) {
+	if len(place) >= 2 && place[1] == ':' && g.hasDrive(place[:2]) {
+		return g.tree, "/" + place[:2] + "/" + strings.ReplaceAll(place[2:], `\`, "/"), nil
+	}
+	volume, path, _ := strings.Cut(place, "/")
+	if volume == "" {
+		return g.tree, "/" + path, nil
+	}
+	for i := range g.report.Volumes {
+		if g.report.Volumes[i].Name == volume {
+			fsys, err := g.Volume(ctx, i)
+			return fsys, "/" + path, err
+		}
+	}
+	return nil, "", fmt.Errorf("volume %q: %w: `lifeboat files volumes %s` lists them; a path in the guest begins with a /", volume, ErrNotFound, g.Point.ID)
+}
+
+func (g *Guest) hasDrive(drive string) bool {
+	for _, v := range g.report.Volumes {
+		for _, m := range v.Mounts {
+			if strings.EqualFold(m, drive) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// guestError gives the errors of guests' file systems the appliance's kinds.
+func guestError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case isNotExist(err):
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	case errors.Is(err, guestfs.ErrCorrupt):
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}
