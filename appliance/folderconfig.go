@@ -155,3 +155,19 @@ func adaptersOf(vm *vsphere.VM) map[int]string {
 	}
 	return names
 }
+
+// pointConfig returns all files that a point keeps of its VM, by name.
+func pointConfig(ctx context.Context, repo *store.Repository, pt *store.Point) (map[string][]byte, error) {
+	if len(pt.Config) == 0 {
+		return nil, nil
+	}
+	files := map[string][]byte{}
+	for _, f := range pt.Config {
+		data, err := repo.Config(ctx, pt, f.Name)
+		if err != nil {
+			return nil, err
+		}
+		files[f.Name] = data
+	}
+	return files, nil
+}

@@ -158,7 +158,7 @@ func serverOptions(tree *datastore.Tree, req PublishRequest, log *slog.Logger) n
 	addr := func(port int) string { return netip.AddrPortFrom(req.Listen, uint16(port)).String() }
 	opt := nfsserver.Options{
 		Tree: tree, NFSAddr: addr(req.NFSPort), MountAddr: addr(req.MountPort), PortmapAddr: req.Portmap, Logger: log,
-		Allow: append([]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}, req.Allow...),
+		Allow: withLoopback(req.Allow),
 	}
 	return opt
 }

@@ -101,16 +101,25 @@ type KeepRequest struct {
 	Logger  *slog.Logger
 }
 
-// KeepSession makes a new restore point of each of the session's folders: the
-// point it began with, plus what was written since. Only what was written is
-// read. The session stays as it is. It must not be published at the time: a
-// running guest's disks have no one state.
+// KeepSession makes a new restore point of each of a stopped session's folders:
+// the point it began with, plus what was written since. Only what was written is
+// read. The session stays as it is. One that the appliance's server exports is
+// kept by the server: see Server.Keep.
 func KeepSession(ctx context.Context, st *State, repo *store.Repository, req KeepRequest) ([]*store.Point, error) {
 	p, err := openStopped(ctx, st, repo, req)
 	if err != nil {
 		return nil, err
 	}
 	defer p.close()
+	images := make([]disk.Image, 0, len(p.overlays))
+	for _, o := range p.overlays {
+		images = append(images, o)
+	}
+	return p.keep(ctx, repo, req, images)
+}
+
+// keep makes points of images, which are the session's disks or cuts of them.
+func (p *openSession) keep(ctx context.Context, repo *store.Repository, req KeepRequest, images []disk.Image) ([]*store.Point, error) {
 	ing, err := newIngest(ctx, repo, store.IngestOptions{Tool: req.Tool})
 	if err != nil {
 		return nil, err
@@ -118,7 +127,7 @@ func KeepSession(ctx context.Context, st *State, repo *store.Repository, req Kee
 	var kept []*store.Point
 	next := 0
 	for _, f := range p.Session.Folders {
-		pt, err := p.keepFolder(ctx, repo, ing, req, f, next)
+		pt, err := p.keepFolder(ctx, repo, ing, req, f, next, images)
 		if err != nil {
 			return kept, errors.Join(fmt.Errorf("session %q, keeping %s: %w", req.Session, f.VM, err), ing.Close())
 		}
@@ -128,10 +137,17 @@ func KeepSession(ctx context.Context, st *State, repo *store.Repository, req Kee
 	if err := ing.Close(); err != nil {
 		return kept, err
 	}
-	for _, pt := range kept {
-		p.Session.Kept = append(p.Session.Kept, pt.ID)
-	}
-	return kept, st.putSession(p.Session)
+	return kept, p.state.noteKept(req.Session, kept)
+}
+
+// noteKept writes down which points a session has become.
+func (s *State) noteKept(name string, kept []*store.Point) error {
+	_, err := s.updateSession(name, func(rec *Session) {
+		for _, pt := range kept {
+			rec.Kept = append(rec.Kept, pt.ID)
+		}
+	})
+	return err
 }
 
 // openStopped takes a session that no process publishes and opens its disks.
@@ -158,23 +174,28 @@ func openStopped(ctx context.Context, st *State, repo *store.Repository, req Kee
 	return p, p.openDisks(ctx, repo)
 }
 
-func (p *openSession) keepFolder(ctx context.Context, repo *store.Repository, ing *store.Ingest, req KeepRequest, f Folder, first int) (*store.Point, error) {
+func (p *openSession) keepFolder(ctx context.Context, repo *store.Repository, ing *store.Ingest, req KeepRequest, f Folder, first int, images []disk.Image) (*store.Point, error) {
 	parent, err := repo.Point(ctx, f.Point)
 	if err != nil {
 		return nil, pointError(err)
 	}
+	config, err := pointConfig(ctx, repo, parent)
+	if err != nil {
+		return nil, err
+	}
 	w, err := ing.Begin(store.PointSpec{
 		VM: parent.VM, VMID: parent.VMID, Time: time.Now(), Consistency: store.CrashConsistent, Parent: parent,
-		Labels: map[string]string{"session": p.Session.Name},
+		Config: config, Labels: map[string]string{"session": p.Session.Name},
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer w.Abort()
 	for i, v := range f.Disks {
-		dev := p.overlays[first+i]
+		dev := images[first+i]
 		changed := []disk.Extent{}
-		for e, err := range dev.Changed(ctx, disk.Whole(dev)) {
+		// Of a cut these are the pages written until now: more than it needs, never less.
+		for e, err := range p.overlays[first+i].Changed(ctx, disk.Whole(dev)) {
 			if err != nil {
 				return nil, err
 			}

@@ -137,6 +137,33 @@ func (s *State) putSession(rec *Session) error {
 	return s.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketSessions).Put([]byte(rec.Name), data) })
 }
 
+// updateSession changes a session's record in one transaction: the server and the
+// commands that work on a session write different fields of it.
+func (s *State) updateSession(name string, change func(*Session)) (*Session, error) {
+	var rec *Session
+	err := s.update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketSessions)
+		data := b.Get([]byte(name))
+		if data == nil {
+			return fmt.Errorf("session %q: %w", name, ErrNotFound)
+		}
+		rec = new(Session)
+		if err := decodeSession(name, data, rec); err != nil {
+			return err
+		}
+		change(rec)
+		data, err := json.Marshal(rec)
+		if err != nil {
+			return err
+		}
+		return b.Put([]byte(name), data)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return rec, nil
+}
+
 func (s *State) deleteSession(name string) error {
 	return s.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketSessions).Delete([]byte(name)) })
 }
