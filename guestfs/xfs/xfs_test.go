@@ -1,0 +1,83 @@
+package xfs_test
+
+import (
+	"errors"
+	"testing"
+
+	"lifeboat/disk"
+	"lifeboat/guestfs"
+	"lifeboat/guestfs/guestfstest"
+	"lifeboat/guestfs/xfs"
+)
+
+// variants are the ways of mkfs.xfs to lay a file system out.
+var variants = map[string][]string{
+	"v5":             {"-m", "crc=1"},
+	"v5 nrext64":     {"-i", "nrext64=1", "-m", "bigtime=1,inobtcount=1"},
+	"v5 rmapbt":      {"-m", "rmapbt=1,reflink=1"},
+	"v5 old":         {"-m", "crc=1,finobt=0,reflink=0,bigtime=0,inobtcount=0", "-i", "sparse=0"},
+	"v5 1k":          {"-b", "size=1024"},
+	"v5 1k dir 16k":  {"-b", "size=1024", "-n", "size=16384"},
+	"v5 dir 64k":     {"-n", "size=65536"},
+	"v5 inodes 2k":   {"-i", "size=2048"},
+	"v5 inodes 1k":   {"-i", "size=1024", "-b", "size=2048"},
+	"v5 sectors 4k":  {"-s", "size=4096"},
+	"v5 log unit":    {"-l", "su=65536"},
+	"v5 log unit256": {"-l", "su=262144"},
+	"v5 groups":      {"-d", "agcount=4", "-l", "agnum=2"},
+}
+
+func format(t testing.TB, size int64, args ...string) string {
+	t.Helper()
+	image := guestfstest.NewImage(t, size)
+	guestfstest.Run(t, "mkfs.xfs", append(append([]string{"-q", "-f"}, args...), image)...)
+	return image
+}
+
+func open(t testing.TB, image string) *xfs.FS {
+	t.Helper()
+	img, err := disk.Open(t.Context(), image, disk.OpenOptions{Format: disk.FormatRaw})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { img.Close() })
+	fsys, err := xfs.Open(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fsys
+}
+
+const imageSize = 320 << 20 // mkfs.xfs wants 300 MiB
+
+// TestAgainstKernel: the whole tree, as the kernel shows it, for every variant.
+func TestAgainstKernel(t *testing.T) {
+	guestfstest.NeedMount(t, "xfs", "mkfs.xfs")
+	for name, args := range variants {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			image := format(t, imageSize, args...)
+			dir, unmount := guestfstest.Mount(t, image, "xfs", "")
+			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 1, Entries: 300, MaxFile: 100_000, Year2038: args[1] != "crc=1" || name == "v5 old"})
+			unmount()
+			dir, _ = guestfstest.Mount(t, image, "xfs", "ro,norecovery")
+			fsys := open(t, image)
+			if n := guestfstest.Compare(t, fsys, dir, guestfstest.Compared{}); n < 300 {
+				t.Errorf("only %d entries were compared", n)
+			}
+			if info := fsys.Info(); info.State != guestfs.Clean && info.State != guestfs.Replayed || info.Type != "xfs" {
+				t.Errorf("info: %+v", info)
+			}
+		})
+	}
+}
+
+// TestNotXFS: what is no such file system says so.
+func TestNotXFS(t *testing.T) {
+	for _, size := range []int64{0, 1000, 2048, 1 << 20} {
+		img := disk.Bytes(t.Context(), make([]byte, size))
+		if _, err := xfs.Open(t.Context(), img); !errors.Is(err, guestfs.ErrNoFS) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
