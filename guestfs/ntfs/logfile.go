@@ -1,0 +1,5 @@
+package ntfs
+
+import "context"
+
+func (f *FS) checkLog(context.Context) error { return nil }
