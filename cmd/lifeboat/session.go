@@ -19,10 +19,14 @@ func (p *program) sessionCommand() *cli.Command {
 			{Name: "ls", Usage: "list sessions", ArgsUsage: " ", Action: p.sessionList},
 			{Name: "show", Usage: "show one session", ArgsUsage: "NAME", Action: p.sessionShow},
 			{
-				Name: "keep", Usage: "make new restore points of what was written in a stopped session", ArgsUsage: "NAME",
-				Description: "Costs what was written. The session stays; discard it when it is no longer needed.",
-				Action:      p.sessionKeep,
+				Name: "keep", Usage: "make new restore points of what was written in a session", ArgsUsage: "NAME",
+				Description: "Costs what was written. The session stays; discard it when it is no longer needed.\n" +
+					"A VM that runs in it goes on meanwhile: the point is of one moment, as a power failure\n" +
+					"would have left it.",
+				Action: p.sessionKeep,
 			},
+			{Name: "attach", Usage: "have the appliance's server (`lifeboat serve`) export a session", ArgsUsage: "NAME", Action: p.sessionAttach},
+			{Name: "detach", Usage: "end the export of a session by the appliance's server", ArgsUsage: "NAME", Action: p.sessionDetach},
 			{Name: "discard", Usage: "drop a stopped session and everything written in it", ArgsUsage: "NAME", Action: p.sessionDiscard},
 		},
 	}
@@ -93,24 +97,64 @@ func (p *program) sessionKeep(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	info, err := appliance.ShowSession(st, name)
+	if err != nil {
+		return err
+	}
 	show := newMeters(p.stderr)
-	return p.withRepo(c.Context, func(repo *store.Repository) error {
-		kept, err := appliance.KeepSession(c.Context, st, repo, appliance.KeepRequest{
-			Session: name, Tool: "lifeboat " + version, Started: showStore(show), Logger: p.log,
-		})
-		if err != nil {
-			show.abandon()
-			return err
+	req := appliance.KeepRequest{Session: name, Tool: "lifeboat " + version, Started: showStore(show), Logger: p.log}
+	keep := func() ([]*store.Point, error) { return st.Control().Keep(c.Context, req) }
+	if !info.Served || !st.Control().Running(c.Context) {
+		keep = func() (kept []*store.Point, err error) {
+			err = p.withRepo(c.Context, func(repo *store.Repository) error {
+				kept, err = appliance.KeepSession(c.Context, st, repo, req)
+				return err
+			})
+			return kept, err
 		}
-		show.wait()
-		if p.json {
-			return p.printJSON(map[string]any{"session": name, "points": kept})
-		}
-		for _, pt := range kept {
-			fmt.Fprintf(p.stdout, "Restore point %s of %s: read %s, new %s, stored %s.\n", pt.ID, printable(pt.VM), size(pt.ReadBytes), size(pt.NewBytes), size(pt.StoredBytes))
-		}
-		return nil
-	})
+	}
+	kept, err := keep()
+	if err != nil {
+		show.abandon()
+		return err
+	}
+	show.wait()
+	if p.json {
+		return p.printJSON(map[string]any{"session": name, "points": kept})
+	}
+	for _, pt := range kept {
+		fmt.Fprintf(p.stdout, "Restore point %s of %s: read %s, new %s, stored %s.\n", pt.ID, printable(pt.VM), size(pt.ReadBytes), size(pt.NewBytes), size(pt.StoredBytes))
+	}
+	return nil
+}
+
+func (p *program) sessionAttach(c *cli.Context) error {
+	st, name, err := p.sessionArgument(c)
+	if err != nil {
+		return err
+	}
+	if err := st.Control().Attach(c.Context, name); err != nil {
+		return err
+	}
+	return p.say(map[string]string{"attached": name}, "Session %s is exported.\n", name)
+}
+
+func (p *program) sessionDetach(c *cli.Context) error {
+	st, name, err := p.sessionArgument(c)
+	if err != nil {
+		return err
+	}
+	info, err := appliance.ShowSession(st, name)
+	if err != nil {
+		return err
+	}
+	if info.Recovery != nil {
+		return fmt.Errorf("session %q is %w by the VM %q on %s: `lifeboat stop %s` or `lifeboat migrate %[1]s` ends it", name, appliance.ErrBusy, info.Recovery.VM, info.Recovery.Server, name)
+	}
+	if err := st.Control().Detach(c.Context, name); err != nil {
+		return err
+	}
+	return p.say(map[string]string{"detached": name}, "Session %s is not exported any more.\n", name)
 }
 
 func (p *program) sessionDiscard(c *cli.Context) error {
@@ -121,6 +165,9 @@ func (p *program) sessionDiscard(c *cli.Context) error {
 	info, err := appliance.ShowSession(st, name)
 	if err != nil {
 		return err
+	}
+	if info.Recovery != nil {
+		return fmt.Errorf("session %q is %w by the VM %q on %s: `lifeboat stop %s` takes that down and discards the session", name, appliance.ErrBusy, info.Recovery.VM, info.Recovery.Server, name)
 	}
 	if err := appliance.DiscardSession(st, name); err != nil {
 		return err
