@@ -6,13 +6,15 @@ import (
 	"lifeboat/disk"
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/ext4"
+	"lifeboat/guestfs/ntfs"
 	"lifeboat/guestfs/probe"
 )
 
 // NativeReaders are the readers in Go, one line each.
 func NativeReaders() Readers {
 	return Readers{
-		probe.Ext: reader(ext4.Open),
+		probe.Ext:  reader(ext4.Open),
+		probe.NTFS: reader(ntfs.Open),
 	}
 }
 
