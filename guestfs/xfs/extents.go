@@ -3,10 +3,12 @@ package xfs
 import (
 	"context"
 	"encoding/binary"
+	"iter"
 	"math"
 	"sort"
 
 	"lifeboat/disk"
+	"lifeboat/guestfs"
 )
 
 // Extents (struct xfs_bmbt_rec): 128 bits, of which 1 says that nothing has been
@@ -68,6 +70,31 @@ func (f *FS) place(in *inode, e extent) (int64, error) {
 		return 0, corrupt("inode %d: %d blocks at %d, which is not on the volume", in.number, e.count, e.start)
 	}
 	return int64(at) << f.sb.blockLog, nil
+}
+
+// PhysicalExtents implements [guestfs.Mapped].
+func (f *FS) PhysicalExtents(ctx context.Context, number guestfs.Inode) iter.Seq2[guestfs.PhysicalExtent, error] {
+	return func(yield func(guestfs.PhysicalExtent, error) bool) {
+		in, k, err := f.file(ctx, number)
+		for off := int64(0); err == nil && off < in.size(); {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+				break
+			}
+			var p disk.Piece
+			if p, err = f.piece(ctx, in, k, off); err != nil {
+				break
+			}
+			end := min(p.Offset+p.Length, in.size())
+			if p.From != nil && !yield(guestfs.PhysicalExtent{Offset: off, At: p.At + off - p.Offset, Length: end - off}, nil) {
+				return
+			}
+			off = end
+		}
+		if err != nil {
+			yield(guestfs.PhysicalExtent{}, err)
+		}
+	}
 }
 
 // lookup finds the extent that contains a block of a fork; of count 0 in a hole.

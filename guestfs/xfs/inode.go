@@ -199,23 +199,34 @@ func (f *FS) Open(ctx context.Context, number guestfs.Inode) (disk.Image, error)
 	if err != nil {
 		return nil, err
 	}
-	switch in.kind() {
-	case guestfs.TypeSymlink:
+	if in.kind() == guestfs.TypeSymlink {
 		return f.target(ctx, in)
-	case guestfs.TypeFile:
-	case guestfs.TypeDir:
-		return nil, fmt.Errorf("xfs: inode %d is a directory", number)
-	default:
-		return nil, fmt.Errorf("xfs: inode %d is not a file", number)
+	}
+	in, k, err := f.file(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	return disk.Assemble(ctx, in.size(), func(off int64) (disk.Piece, error) { return f.piece(ctx, in, k, off) }), nil
+}
+
+// file reads the inode of a regular file.
+func (f *FS) file(ctx context.Context, number guestfs.Inode) (*inode, fork, error) {
+	in, err := f.inode(ctx, number)
+	if err != nil {
+		return nil, fork{}, err
 	}
 	k := in.content()
 	switch {
+	case in.kind() == guestfs.TypeDir:
+		err = fmt.Errorf("xfs: inode %d is a directory", number)
+	case in.kind() != guestfs.TypeFile:
+		err = fmt.Errorf("xfs: inode %d is not a file", number)
 	case in.u16(inFlags)&flagRealtime != 0:
-		return nil, &guestfs.UnsupportedError{FS: fsName, What: "a file on the realtime device"}
+		err = &guestfs.UnsupportedError{FS: fsName, What: "a file on the realtime device"}
 	case k.format != formatExtents && k.format != formatBtree:
-		return nil, corrupt("inode %d: a file of format %d", number, k.format)
+		err = corrupt("inode %d: a file of format %d", number, k.format)
 	}
-	return disk.Assemble(ctx, in.size(), func(off int64) (disk.Piece, error) { return f.piece(ctx, in, k, off) }), nil
+	return in, k, err
 }
 
 // maxTarget bounds the target of a symbolic link (XFS_SYMLINK_MAXLEN).

@@ -1,7 +1,6 @@
 package xfs
 
 import (
-	"bytes"
 	"encoding/binary"
 
 	"lifeboat/guestfs"
@@ -58,11 +57,13 @@ func (r *recovery) inode(t *transaction, it item) error {
 	if err != nil || r.cancelled[h.place] > 0 {
 		return err
 	}
-	buffer, err := r.load(h.place)
+	// Of the buffer, only the sectors with this inode are of interest.
+	p := place{at: h.place.at + int64(h.offset/sector), count: (h.offset%sector + r.f.sb.inodeSize + sector - 1) / sector}
+	buffer, err := r.load(p)
 	if err != nil {
 		return err
 	}
-	in := &inode{number: h.number, raw: buffer[h.offset : h.offset+r.f.sb.inodeSize]}
+	in := &inode{number: h.number, raw: buffer[h.offset%sector:][:r.f.sb.inodeSize]}
 	if in.u16(0) != inMagic {
 		return corrupt("its log changes inode %d, which is none", h.number)
 	}
@@ -79,7 +80,6 @@ func (r *recovery) inode(t *transaction, it item) error {
 	if r.newer(in, logged, t.lsn) {
 		return nil
 	}
-	before := bytes.Clone(buffer)
 	in.set(logged, t.lsn)
 	if err := r.forks(in, h, it.regions[2:]); err != nil {
 		return err
@@ -87,7 +87,7 @@ func (r *recovery) inode(t *transaction, it item) error {
 	if r.f.sb.v5 {
 		sealAt(in.raw, inCRC)
 	}
-	r.store(h.place, before, buffer)
+	r.store(p)
 	return nil
 }
 
@@ -124,8 +124,22 @@ func (in *inode) set(logged []byte, lsn uint64) {
 		swap(at+4, 4)
 	}
 	for _, field := range [][2]int{
-		{0, 2}, {inMode, 2}, {inUID, 4}, {inGID, 4}, {inLinks, 4}, {20, 2}, {22, 2}, {inSize, 8}, {inBlocks, 8}, {72, 4}, {inExtents, 4},
-		{inAttrExtents, 2}, {84, 4}, {88, 2}, {inFlags, 2}, {inGeneration, 4},
+		{0, 2},
+		{inMode, 2},
+		{inUID, 4},
+		{inGID, 4},
+		{inLinks, 4},
+		{20, 2},
+		{22, 2},
+		{inSize, 8},
+		{inBlocks, 8},
+		{72, 4},
+		{inExtents, 4},
+		{inAttrExtents, 2},
+		{84, 4},
+		{88, 2},
+		{inFlags, 2},
+		{inGeneration, 4},
 	} {
 		swap(field[0], field[1])
 	}
@@ -217,8 +231,7 @@ func (r *recovery) put(at int64, data []byte) error {
 	if err != nil {
 		return err
 	}
-	before := bytes.Clone(b)
 	copy(b[at%sector:], data)
-	r.store(p, before, b)
+	r.store(p)
 	return nil
 }

@@ -66,12 +66,11 @@ func (r *recovery) buffers(_ context.Context, t *transaction, it item) error {
 	if lsn := r.age(now); lsn != 0 && lsn >= t.lsn {
 		return nil
 	}
-	before := bytes.Clone(now)
 	if err := apply(now, b.bits, it.regions[1:]); err != nil {
 		return err
 	}
 	r.seal(now)
-	r.store(b.place, before, now)
+	r.store(b.place)
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/internal/meta"
@@ -49,11 +50,13 @@ type place struct {
 // recovery is what replaying the log makes of the volume.
 type recovery struct {
 	f         *FS
-	cancelled map[place]int // buffers that were freed, and how often
-	sectors   map[int64]*[sector]byte
+	cancelled map[place]int           // buffers that were freed, and how often
+	sectors   map[int64]*[sector]byte // what was changed, by place
 	commits   int
 	intents   []intent
 	reowned   map[guestfs.Inode]bool
+
+	now, before []byte // the buffer that was loaded last
 }
 
 // recover shows the volume as it is after replay.
@@ -206,36 +209,44 @@ func (r *recovery) others(_ context.Context, t *transaction, it item) error {
 	return fmt.Errorf("an item of type %#x: %w", it.kind(), errUnsupported)
 }
 
-// load reads a buffer as it is by now. Its first unpatched byte is read from the
-// volume.
+// load reads a buffer as it is by now. It is good until the next one is loaded.
 func (r *recovery) load(p place) ([]byte, error) {
-	b := make([]byte, p.count*sector)
+	r.now = slices.Grow(r.now[:0], p.count*sector)[:p.count*sector]
 	missing := false
 	for i := range p.count {
-		missing = missing || r.sectors[p.at+int64(i)] == nil
+		if s := r.sectors[p.at+int64(i)]; s == nil {
+			missing = true
+			break
+		}
 	}
 	if missing {
-		if n, err := r.f.disk.ReadAt(b, p.at*sector); n < len(b) {
+		if n, err := r.f.disk.ReadAt(r.now, p.at*sector); n < len(r.now) {
 			return nil, fmt.Errorf("read sector %d: %w", p.at, err)
 		}
 	}
 	for i := range p.count {
 		if s := r.sectors[p.at+int64(i)]; s != nil {
-			copy(b[i*sector:], s[:])
+			copy(r.now[i*sector:], s[:])
 		}
 	}
-	return b, nil
+	r.before = append(r.before[:0], r.now...)
+	return r.now, nil
 }
 
-// store keeps those sectors of a buffer that changed.
-func (r *recovery) store(p place, before, b []byte) {
+// store keeps those sectors of the buffer that was loaded last that were changed
+// since.
+func (r *recovery) store(p place) {
 	for i := range p.count {
-		now := b[i*sector : (i+1)*sector]
-		if s := r.sectors[p.at+int64(i)]; s != nil {
-			copy(s[:], now)
-		} else if !bytes.Equal(now, before[i*sector:(i+1)*sector]) {
-			r.sectors[p.at+int64(i)] = (*[sector]byte)(bytes.Clone(now))
+		now := r.now[i*sector : (i+1)*sector]
+		if bytes.Equal(now, r.before[i*sector:(i+1)*sector]) {
+			continue
 		}
+		s := r.sectors[p.at+int64(i)]
+		if s == nil {
+			s = new([sector]byte)
+			r.sectors[p.at+int64(i)] = s
+		}
+		copy(s[:], now)
 	}
 }
 

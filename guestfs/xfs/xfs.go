@@ -45,6 +45,7 @@ var (
 	_ guestfs.FS          = (*FS)(nil)
 	_ guestfs.Lookuper    = (*FS)(nil)
 	_ guestfs.XattrReader = (*FS)(nil)
+	_ guestfs.Mapped      = (*FS)(nil)
 	_ guestfs.Describer   = (*FS)(nil)
 )
 
