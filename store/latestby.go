@@ -21,20 +21,3 @@ func (r *Repository) LatestBy(ctx context.Context, vmID string) (*Point, error) 
 	}
 	return nil, fmt.Errorf("a restore point of the VM with the ID %q: %w", vmID, ErrNotFound)
 }
-
-// SetLabel adds a label to the point, or replaces it: what the maker learned
-// while its disks were added. It fails after Commit and Abort.
-func (w *PointWriter) SetLabel(name, value string) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.ended {
-		return fmt.Errorf("label a point: it is %w", ErrClosed)
-	}
-	labels := make(map[string]string, len(w.rec.Labels)+1)
-	for k, v := range w.rec.Labels {
-		labels[k] = v
-	}
-	labels[name] = value
-	w.rec.Labels = labels
-	return nil
-}

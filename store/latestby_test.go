@@ -18,7 +18,8 @@ func TestLatestByGoesByIdentityAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(w.AddDisk(t.Context(), DiskSpec{Key: 2000}, randomDisk(1, 1<<20), nil, nil), w.SetLabel("transport", "folder")); err != nil {
+		if err := errors.Join(w.AddDisk(t.Context(), DiskSpec{Key: 2000}, randomDisk(1, 1<<20), nil, nil), w.SetLabel("transport", "folder"),
+			w.AddConfig(t.Context(), map[string][]byte{"disks.json": []byte("{}")})); err != nil {
 			t.Fatal(err)
 		}
 		p, err := w.Commit(t.Context())
@@ -27,6 +28,9 @@ func TestLatestByGoesByIdentityAlone(t *testing.T) {
 		}
 		if err := w.SetLabel("late", "x"); !errors.Is(err, ErrClosed) {
 			t.Errorf("a label after the commit: %v", err)
+		}
+		if err := w.AddConfig(t.Context(), map[string][]byte{"late": nil}); !errors.Is(err, ErrClosed) {
+			t.Errorf("a file after the commit: %v", err)
 		}
 		return p
 	}
@@ -40,6 +44,9 @@ func TestLatestByGoesByIdentityAlone(t *testing.T) {
 	}
 	if got.Labels["transport"] != "folder" || got.Labels["kept"] != "yes" {
 		t.Errorf("labels %v", got.Labels)
+	}
+	if data, err := r.Config(t.Context(), got, "disks.json"); err != nil || string(data) != "{}" {
+		t.Errorf("%q, %v", data, err)
 	}
 	for _, id := range []string{"", "web", "vc/3"} {
 		if p, err := r.LatestBy(t.Context(), id); !errors.Is(err, ErrNotFound) {
