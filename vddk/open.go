@@ -92,28 +92,6 @@ func WriteImage(ctx context.Context, req Request, opts Options, img disk.Image, 
 }
 
 func openNFC(context.Context, Request, Options) (port, error) { return nil, unavailable("not yet") }
-func libraryReader(modes string) func(context.Context, Request, Options) (port, error) {
-	return func(context.Context, Request, Options) (port, error) { return nil, unavailable("not yet") }
-}
-
 func writeFolder(context.Context, Request, Options) (writePort, error) {
 	return nil, unavailable("not yet")
-}
-
-func libraryWriter(modes string) func(context.Context, Request, Options) (writePort, error) {
-	return func(context.Context, Request, Options) (writePort, error) { return nil, unavailable("not yet") }
-}
-
-// Probe loads VMware's library in the helper and says what it is.
-func Probe(ctx context.Context, lib Library) (LibraryInfo, error) {
-	err := unavailable("not yet")
-	return LibraryInfo{Err: err}, err
-}
-
-// Cleanup undoes what a process that died may have left at the VM of req through
-// VMware's library: methods that are disabled while a disk is open, and disks
-// that were hot-added. It comes before the snapshot is removed. Where the
-// library is not installed there is nothing to do, and it does nothing.
-func Cleanup(ctx context.Context, req Request, opts Options) error {
-	return nil
 }

@@ -2,6 +2,7 @@ package vddk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -163,8 +164,11 @@ func (s *source) one(p []byte, off int64, do func(context.Context, []byte, int64
 		}
 	}
 	err := do(s.life, p, off)
-	if err != nil && s.life.Err() != nil {
+	switch {
+	case err != nil && s.life.Err() != nil:
 		return context.Cause(s.life)
+	case errors.Is(err, ErrLost):
+		s.life.cancel(err) // what is lost stays lost
 	}
 	return err
 }

@@ -22,7 +22,7 @@ const sector = 512
 // maxStatus is the longest range that allocation is asked for at once. The
 // protocol has 32 bits for it; a reply of 8 bytes for each 64 KiB of it stays
 // below maxPayload.
-const maxStatus = 4 << 30 - 64<<10
+const maxStatus = 4<<30 - 64<<10
 
 // maxPayload is the longest chunk of a reply that is not data, bytes.
 const maxPayload = 1 << 20
@@ -68,9 +68,9 @@ const (
 
 // Transmission.
 const (
-	hasFlags   = 1 << 0
+	hasFlags    = 1 << 0
 	hasReadOnly = 1 << 1
-	hasFlush   = 1 << 2
+	hasFlush    = 1 << 2
 
 	flagOne = 1 << 3 // of cmdStatus
 

@@ -33,6 +33,9 @@ type ServerOptions struct {
 	// are as many requests at work at once as buffers; further ones wait in
 	// the socket.
 	Buffers [][]byte
+	// Gone, if set, is called when the other side has gone and Serve waits for
+	// the requests that are still at work.
+	Gone func()
 }
 
 // Server serves one disk on one connection.
@@ -68,6 +71,9 @@ func Serve(conn net.Conn, backend Backend, opts ServerOptions) error {
 		err = s.request()
 	}
 	conn.Close()
+	if opts.Gone != nil {
+		opts.Gone()
+	}
 	s.work.Wait()
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 		return nil
