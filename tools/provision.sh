@@ -44,6 +44,7 @@ what() {
 			genisoimage: guest file systems on discs
 			cryptsetup-bin: encrypted guest volumes
 			ntfs-3g: mkfs.ntfs, guest file systems
+			wimtools: wimcapture, compression of Windows to compare with
 			mtools: files on FAT, to compare with
 			exfat-fuse: exFAT, to compare with
 			xorriso: discs with Rock Ridge, to compare with

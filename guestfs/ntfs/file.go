@@ -163,8 +163,13 @@ func flags(dos uint32) (out guestfs.Flags) {
 		dos  uint32
 		flag guestfs.Flags
 	}{
-		{dosReadOnly, guestfs.ReadOnly}, {dosHidden, guestfs.Hidden}, {dosSystem, guestfs.System}, {dosArchive, guestfs.Archive},
-		{dosSparse, guestfs.Sparse}, {dosCompressed, guestfs.Compressed}, {dosEncrypted, guestfs.EncryptedFile},
+		{dosReadOnly, guestfs.ReadOnly},
+		{dosHidden, guestfs.Hidden},
+		{dosSystem, guestfs.System},
+		{dosArchive, guestfs.Archive},
+		{dosSparse, guestfs.Sparse},
+		{dosCompressed, guestfs.Compressed},
+		{dosEncrypted, guestfs.EncryptedFile},
 		{dosOffline | dosRecallOnOpen | dosRecallOnData, guestfs.Offline},
 	} {
 		if dos&f.dos != 0 {

@@ -1,7 +1,7 @@
 package ntfs_test
 
 import (
-	"os"
+	"bytes"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -32,7 +32,8 @@ func mount(t testing.TB, image, options string) (dir string, unmount func()) {
 		all += "," + options
 	}
 	cmd := exec.Command("ntfs-3g", "-o", all, image, dir)
-	cmd.Stderr = os.Stderr
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func mount(t testing.TB, image, options string) (dir string, unmount func()) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("ntfs-3g: %v", err)
+			t.Errorf("ntfs-3g: %v\n%s", err, &said)
 		}
 	}
 	t.Cleanup(unmount)
