@@ -14,8 +14,9 @@ all: build
 help: ## what can be made
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-build: ## bin/lifeboat, one static binary
+build: ## bin/lifeboat, one static binary, and its helper for VMware's library
 	$(GO) build -trimpath -o $(BIN)/lifeboat ./cmd/lifeboat
+	$(GO) build -trimpath -o $(BIN)/lifeboat-vddk ./cmd/lifeboat-vddk
 
 demo: ## boot a VM from its backup, kill the server under it, move it while it runs
 	tools/provision.sh demo
