@@ -31,6 +31,11 @@ type intentHandler func(ctx context.Context, c *vsphere.Client, in Intent) (acti
 func (s *State) intentHandlers() map[IntentKind]intentHandler {
 	return map[IntentKind]intentHandler{
 		IntentSnapshot: s.undoSnapshot,
+		IntentMount:    s.mountHandler,
+		IntentRegister: s.recoveryHandler,
+		IntentRelocate: s.recoveryHandler,
+		IntentStop:     s.recoveryHandler,
+		IntentAttach:   s.recoveryHandler,
 	}
 }
 

@@ -39,11 +39,15 @@ type Recovery struct {
 	PowerOn bool `json:"power_on"`
 	// Pinned: DRS and HA were told to leave the VM alone.
 	Pinned bool `json:"pinned,omitempty"`
+	// Attach: it is disks for somebody's VM, not a VM of its own.
+	Attach bool `json:"attach,omitempty"`
 	// Disks are the numbers of the disks that are attached to somebody's VM, and
 	// their keys there.
 	Disks map[int]int32 `json:"attached_disks,omitempty"`
 	Steps []RecoverStep `json:"steps,omitempty"`
 	Notes []string      `json:"notes,omitempty"`
+	// Note is what was put before the VM's own annotation.
+	Note string `json:"note,omitempty"`
 }
 
 // RecoverStep is one step and how long it took.
