@@ -24,7 +24,7 @@ var rules = map[string][]string{
 	"store/overlay":        {"disk", "internal/vfs"},
 	"nfsserver":            {"disk", "nfsserver"},
 	"guestfs":              {"disk", "guestfs"},
-	"guestfs/microvm":      {"disk", "guestfs", "internal/qemu", "internal/guestimage"},
+	"guestfs/microvm":      {"disk", "guestfs", "internal/qemu", "internal/guestimage", "vddk/nbd"},
 	"fusefs":               {"disk", "guestfs", "fusefs"},
 	"webdav":               {"disk", "guestfs"},
 	"vsphere":              {"vsphere"},

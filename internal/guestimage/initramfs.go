@@ -15,6 +15,7 @@ type initramfs struct {
 	init    string            // a shell script; see header
 	files   map[string]string // further programs: name → host file
 	plain   bool              // not compressed
+	program string            // host file of a program that is init, in the place of busybox and a script
 }
 
 // initHeader begins every init: devices, and a function that loads modules in
@@ -56,6 +57,9 @@ func (i initramfs) write(c *cpioWriter, k kernel) error {
 		return err
 	}
 	files := map[string]string{"bin/busybox": k.busybox()}
+	if i.program != "" {
+		files = map[string]string{"init": i.program}
+	}
 	for name, host := range i.files {
 		files[name] = host
 	}
@@ -68,8 +72,10 @@ func (i initramfs) write(c *cpioWriter, k kernel) error {
 			return err
 		}
 	}
-	if err := c.file("init", 0o755, []byte(initHeader+i.init)); err != nil {
-		return err
+	if i.program == "" {
+		if err := c.file("init", 0o755, []byte(initHeader+i.init)); err != nil {
+			return err
+		}
 	}
 	return c.close()
 }

@@ -34,19 +34,24 @@ func moduleLists() []string {
 
 // ensureKernel downloads and unpacks the kernel once.
 func ensureKernel(ctx context.Context, cacheDir string, progress Progress) (kernel, error) {
+	return ensureKernelWith(ctx, cacheDir, "kernel", wantedModules(), progress)
+}
+
+// ensureKernelWith is the kernel with other modules, kept under another name.
+func ensureKernelWith(ctx context.Context, cacheDir, name string, modules []string, progress Progress) (kernel, error) {
 	a := artifact{
-		name:  "kernel",
-		files: []byte("2 " + strings.Join(wantedModules(), " ")),
+		name:  name,
+		files: []byte("2 " + strings.Join(modules, " ")),
 		build: func(ctx context.Context, scratch, path string) error {
 			progress.say("downloading Debian's cloud kernel and busybox")
-			return buildKernel(ctx, scratch, path)
+			return buildKernel(ctx, scratch, path, modules)
 		},
 	}
 	dir, err := a.ensure(ctx, cacheDir, progress)
 	return kernel{dir}, err
 }
 
-func buildKernel(ctx context.Context, scratch, dir string) error {
+func buildKernel(ctx context.Context, scratch, dir string, modules []string) error {
 	pkg, err := kernelPackage(ctx, scratch)
 	if err != nil {
 		return err
@@ -91,7 +96,7 @@ func buildKernel(ctx context.Context, scratch, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := keepModules(all, filepath.Join(dir, "modules"), wantedModules()); err != nil {
+	if err := keepModules(all, filepath.Join(dir, "modules"), modules); err != nil {
 		return err
 	}
 	version := strings.TrimPrefix(pkg, "linux-image-")

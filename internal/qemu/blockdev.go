@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -64,24 +65,38 @@ func deviceDriver(iface string) (string, bool) {
 
 func (o Options) diskArguments() []string {
 	var a []string
+	nbd := extraFD
 	controllers := map[string]string{"scsi": "virtio-scsi-pci,id=scsi", "sata": "ich9-ahci,id=sata"}
 	units := map[string]int{}
 	for i, d := range o.Disks {
 		if c, ok := controllers[d.Interface]; ok && units[d.Interface] == 0 {
 			a = append(a, "-device", c)
 		}
-		a = append(a, d.blockdev()...)
+		a = append(a, d.blockdev(nbd)...)
+		if d.NBD != nil {
+			nbd++
+		}
 		a = append(a, "-device", mustJSON(d.device(i, units[d.Interface])))
 		units[d.Interface]++
 	}
 	return a
 }
 
-func (d Disk) blockdev() []string {
+// blockdev describes the disk's two nodes; nbd is the file descriptor of one
+// that is served over a socket.
+func (d Disk) blockdev(nbd int) []string {
 	format, protocol := formatName(d.ID, 0), protocolName(d.ID, 0)
-	p, err := protocolNode(protocol, d.Path, d.ReadOnly, d.Direct)
-	if err != nil {
-		panic("qemu: disk was not validated: " + err.Error())
+	var p node
+	if d.NBD != nil {
+		p = node{
+			"node-name": protocol, "driver": "nbd", "read-only": d.ReadOnly, "discard": "unmap",
+			"server": node{"type": "fd", "str": strconv.Itoa(nbd)}, "export": "",
+		}
+	} else {
+		var err error
+		if p, err = protocolNode(protocol, d.Path, d.ReadOnly, d.Direct); err != nil {
+			panic("qemu: disk was not validated: " + err.Error())
+		}
 	}
 	f := formatNode(format, protocol, d.Format, d.ReadOnly)
 	return []string{"-blockdev", mustJSON(p), "-blockdev", mustJSON(f)}

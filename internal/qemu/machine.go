@@ -104,7 +104,7 @@ func (m *Machine) launch() error {
 		return errors.Join(err, monitor.Close(), monitorPeer.Close())
 	}
 	cmd := exec.Command(m.opts.Binary, m.opts.arguments()...)
-	cmd.ExtraFiles = []*os.File{monitorPeer, serialPeer} // monitorFD, serialFD
+	cmd.ExtraFiles = append([]*os.File{monitorPeer, serialPeer}, m.opts.extraFiles()...) // monitorFD, serialFD, extraFD…
 	cmd.Stderr = m.stderr
 	cmd.WaitDelay = 5 * time.Second
 	// A group of its own, so that Ctrl-C in a terminal reaches us, who end the

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -45,6 +46,8 @@ type Options struct {
 	// Display adds a standard VGA adapter, which [Machine.Screenshot] needs.
 	// There is never a window.
 	Display bool
+	// Ports are virtio-serial lines to programs in the guest.
+	Ports []Port
 	// Devices are further -device values ("virtio-rng-pci").
 	Devices []string
 	// Frozen starts the machine with its CPUs stopped until [Machine.Resume].
@@ -62,6 +65,10 @@ type Disk struct {
 	// finds its server through the port mapper on port 111 of host and offers
 	// no way to name another port (package netns is for that).
 	Path string
+	// NBD, in the place of Path, is QEMU's end of a socket pair on whose other
+	// end somebody serves the disk with the NBD protocol (export ""). Start
+	// leaves it open.
+	NBD *os.File
 	// Format is "raw" (the default) or "qcow2". It is never guessed: a guest
 	// that writes a qcow2 header to a raw disk must not get to name files.
 	Format string
@@ -72,6 +79,13 @@ type Disk struct {
 	Direct bool
 	// Serial is the disk's serial number as the guest sees it; may be empty.
 	Serial string
+}
+
+// Port is a line to the guest, which sees it as /dev/virtio-ports/Name.
+type Port struct {
+	Name string // at most 31 of [A-Za-z0-9._-]
+	// Conn is QEMU's end of a socket pair. Start leaves it open.
+	Conn *os.File
 }
 
 // Network is one card on QEMU's user-mode network: the guest is 10.0.2.15 and
@@ -106,6 +120,8 @@ type GuestForward struct {
 const (
 	monitorFD = 3
 	serialFD  = 4
+	// extraFD is the first of the disks with NBD, in order, and then the ports.
+	extraFD = 5
 )
 
 // expressions are the shapes of what callers may name.
@@ -139,6 +155,11 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if (o.Initrd != "" || o.Append != "") && o.Kernel == "" {
 		return o, fmt.Errorf("machine %s: Initrd and Append need a Kernel", o.Name)
+	}
+	for _, p := range o.Ports {
+		if !x.name.MatchString(p.Name) || len(p.Name) > 31 || p.Conn == nil {
+			return o, fmt.Errorf("machine %s: port %q: want up to 31 letters, digits, dots, dashes, and a socket", o.Name, p.Name)
+		}
 	}
 	for _, d := range o.Devices {
 		if !x.device.MatchString(d) {
@@ -176,8 +197,13 @@ func diskDefaults(in []Disk, x expressions) ([]Disk, error) {
 		if _, ok := deviceDriver(d.Interface); !ok {
 			return nil, fmt.Errorf("disk %s: interface %q: want virtio, scsi, sata or ide", d.ID, d.Interface)
 		}
-		if _, err := protocolNode("check", d.Path, d.ReadOnly, d.Direct); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.ID, err)
+		if d.NBD != nil && d.Path != "" {
+			return nil, fmt.Errorf("disk %s: both a path and a socket", d.ID)
+		}
+		if d.NBD == nil {
+			if _, err := protocolNode("check", d.Path, d.ReadOnly, d.Direct); err != nil {
+				return nil, fmt.Errorf("disk %s: %w", d.ID, err)
+			}
 		}
 		disks[i] = d
 	}
@@ -229,8 +255,34 @@ func (o Options) arguments() []string {
 	}
 	a = append(a, o.diskArguments()...)
 	a = append(a, o.Network.arguments()...)
+	a = append(a, o.portArguments()...)
 	for _, d := range o.Devices {
 		a = append(a, "-device", d)
+	}
+	return a
+}
+
+// extraFiles are what QEMU inherits from extraFD on.
+func (o Options) extraFiles() (files []*os.File) {
+	for _, d := range o.Disks {
+		if d.NBD != nil {
+			files = append(files, d.NBD)
+		}
+	}
+	for _, p := range o.Ports {
+		files = append(files, p.Conn)
+	}
+	return files
+}
+
+func (o Options) portArguments() (a []string) {
+	if len(o.Ports) == 0 {
+		return nil
+	}
+	a = append(a, "-device", "virtio-serial-pci")
+	fd := extraFD + len(o.extraFiles()) - len(o.Ports)
+	for i, p := range o.Ports {
+		a = append(a, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd+i), "-device", fmt.Sprintf("virtserialport,chardev=port%d,name=%s", i, p.Name))
 	}
 	return a
 }
