@@ -11,8 +11,14 @@ import (
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/inspect"
 	"lifeboat/guestfs/tree"
+	"lifeboat/guestfs/worker"
 	"lifeboat/store"
 )
+
+// GuestWorker is the process that reads guests' file systems, in a program that
+// was started as one; then it does not return. In any other it does nothing.
+// Programs and tests that open guests call it before everything else.
+func GuestWorker() { worker.Main(inspect.NativeReaders()) }
 
 // Guest is what is inside the disks of a restore point: its volumes, and the
 // tree that the guest sees. Safe for concurrent use.
@@ -56,12 +62,13 @@ func (g *Guest) open(ctx context.Context, repo *store.Repository, opts GuestOpti
 		g.ends = append(g.ends, func() { img.Close() })
 		disks = append(disks, img)
 	}
-	found, err := inspect.Open(ctx, disks, inspect.Options{Readers: inspect.NativeReaders()})
+	session, err := worker.Start(ctx, disks, worker.Options{Logger: opts.Logger})
 	if err != nil {
 		return err
 	}
-	g.report = found.Report()
-	g.fs = func(_ context.Context, volume int) (guestfs.FS, error) { return found.FS(volume) }
+	g.ends = append(g.ends, func() { _ = session.Close() }) // it has nothing to lose
+	g.report = session.Report()
+	g.fs = session.FS
 	g.tree = inspect.Tree(g.report, g.fs)
 	return nil
 }

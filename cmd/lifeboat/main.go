@@ -25,7 +25,10 @@ import (
 // version is what `lifeboat --version` says and what points record.
 const version = "0.1.0"
 
-func main() { os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
+func main() {
+	appliance.GuestWorker()
+	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
+}
 
 // run is the whole program: arguments and streams in, exit code out.
 func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"lifeboat/appliance"
 )
 
 // actAsProgram in the environment makes the test binary be lifeboat itself, so
@@ -18,6 +20,7 @@ import (
 const actAsProgram = "LIFEBOAT_TEST_ACT_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
+	appliance.GuestWorker()
 	if os.Getenv(actAsProgram) != "" {
 		main()
 	}

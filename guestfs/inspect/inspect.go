@@ -13,6 +13,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"strings"
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
@@ -40,6 +42,32 @@ type Report struct {
 	Systems []System `json:"systems"`
 	// Notes say what is wrong with the disks, and was put up with.
 	Notes []string `json:"notes,omitempty"`
+}
+
+// Validate checks a report that somebody else made: a worker that may have been
+// taken over.
+func (r *Report) Validate() error {
+	names := map[string]bool{}
+	for _, v := range r.Volumes {
+		if v.Name == "" || strings.ContainsAny(v.Name, "/:") || names[v.Name] {
+			return fmt.Errorf("a volume called %.100q", v.Name)
+		}
+		names[v.Name] = true
+	}
+	for _, s := range r.Systems {
+		if len(s.Mounts) > maxMounts {
+			return fmt.Errorf("%d mounts", len(s.Mounts))
+		}
+		for _, m := range s.Mounts {
+			if m.Volume < 0 || m.Volume >= len(r.Volumes) || path.Clean(m.Path) != m.Path || !strings.HasPrefix(m.Path, "/") {
+				return fmt.Errorf("a mount of volume %d at %.100q", m.Volume, m.Path)
+			}
+		}
+	}
+	if len(r.Volumes) > maxVolumes {
+		return fmt.Errorf("%d volumes", len(r.Volumes))
+	}
+	return nil
 }
 
 // Volume is something that holds a file system, or could.
@@ -133,13 +161,13 @@ func (g *Guest) FS(i int) (guestfs.FS, error) {
 		return nil, fmt.Errorf("there is no volume %d", i)
 	}
 	if g.fs[i] == nil {
-		return nil, unusable(&g.report.Volumes[i])
+		return nil, Unusable(&g.report.Volumes[i])
 	}
 	return g.fs[i], nil
 }
 
-// unusable is why a volume cannot be read.
-func unusable(v *Volume) error {
+// Unusable is why a volume cannot be read.
+func Unusable(v *Volume) error {
 	kind := guestfs.ErrUnsupported
 	switch v.State {
 	case guestfs.Encrypted:

@@ -92,5 +92,5 @@ func (g *Guest) addLogical(ctx context.Context, name, group string, lv lvm.Volum
 // mapperName is a name as /dev/mapper has it: with its hyphens doubled, so that
 // the one between group and volume is told from them.
 func mapperName(s string) string {
-	return strings.ReplaceAll(strings.ReplaceAll(s, "/", "_"), "-", "--")
+	return strings.NewReplacer("/", "_", ":", "_", "-", "--").Replace(s)
 }
