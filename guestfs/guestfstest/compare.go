@@ -53,6 +53,8 @@ type comparison struct {
 	seen    map[guestfs.Inode]bool // content that was compared under another name
 	entries int
 	wrong   int
+
+	ours, theirs []byte // content that is compared
 }
 
 // Compare compares the whole tree of fsys with the one mounted at dir, in both
@@ -339,7 +341,10 @@ func (c *comparison) content(path string, inode guestfs.Inode, host string) {
 	}
 	defer img.Close()
 	const piece = 1<<20 - 1000
-	a, b := make([]byte, piece), make([]byte, piece)
+	if c.ours == nil {
+		c.ours, c.theirs = make([]byte, piece), make([]byte, piece)
+	}
+	a, b := c.ours, c.theirs
 	for ext, err := range disk.Extents(c.ctx, img, disk.Whole(img)) {
 		if err != nil {
 			c.errorf(path, "extents: %v", err)

@@ -26,7 +26,19 @@ func NewLive(t testing.TB, size int64) *Live {
 	NeedMount(t, "xfs", "mkfs.xfs")
 	outer := NewImage(t, 4*size+1<<30)
 	Run(t, "mkfs.xfs", "-q", "-f", "-m", "reflink=1", outer)
-	folder, _ := Mount(t, outer, "xfs", "")
+	folder := t.TempDir()
+	loop := attach(t, outer)
+	t.Cleanup(func() {
+		// What was mounted from here may live on in a mount namespace that
+		// somebody made meanwhile.
+		if patiently(func() error { return unix.Unmount(folder, 0) }) != nil {
+			_ = unix.Unmount(folder, unix.MNT_DETACH) // it goes when that one does
+		}
+		detach(t, loop)
+	})
+	if err := unix.Mount(loop, folder, "xfs", 0, ""); err != nil {
+		t.Fatalf("mount %s: %v", loop, err)
+	}
 	l := &Live{Image: filepath.Join(folder, "live.raw"), folder: folder}
 	f, err := os.Create(l.Image)
 	if err != nil {
