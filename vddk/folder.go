@@ -152,16 +152,17 @@ func (p *folderPort) extents(_ context.Context, within disk.Extent) iter.Seq2[di
 	}
 }
 
-// A request that fails is repeated so often without getting further, and so
-// long after the failure, doubling.
+// A request that fails is repeated after a pause that doubles from the first to
+// the longest, for as long as the source's timeout, counted from when something
+// came last: a vCenter that restarts is back after a minute or two.
 const (
-	folderAttempts = 5
-	folderPause    = 200 * time.Millisecond
+	folderPause   = 100 * time.Millisecond
+	folderLongest = 5 * time.Second
 )
 
 // fetch fills b from off of the file called path.
 func (p *folderPort) fetch(ctx context.Context, path string, off int64, b []byte) error {
-	pause, failures := folderPause, 0
+	pause, since := folderPause, time.Now()
 	for {
 		n, err := p.attempt(ctx, path, off, b)
 		b, off = b[n:], off+int64(n)
@@ -172,14 +173,14 @@ func (p *folderPort) fetch(ctx context.Context, path string, off int64, b []byte
 			return context.Cause(ctx)
 		}
 		if n > 0 {
-			pause, failures = folderPause, 0
+			pause, since = folderPause, time.Now()
 		}
-		if failures++; failures == folderAttempts || permanent(err) {
+		if permanent(err) || time.Since(since)+pause > p.timeout {
 			return fmt.Errorf("%s at %d: %w", path, off, lost(err))
 		}
 		select {
 		case <-time.After(pause):
-			pause *= 2
+			pause = min(2*pause, folderLongest)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"lifeboat/disk"
 	"lifeboat/vddk/handover"
@@ -187,16 +188,19 @@ func (p *libraryPort) extents(ctx context.Context, within disk.Extent) iter.Seq2
 	}
 }
 
+// lostTimeout is how long a helper may take to end when the disk is lost already.
+const lostTimeout = 2 * time.Second
+
 // maxQuery bounds what is asked about in one request, bytes.
 const maxQuery = 1 << 30
 
 func (p *libraryPort) close() error {
 	p.client.Close()
-	err := p.helper.finish(closeTimeout)
-	if p.lost != nil {
-		return nil // the reader knows
+	if p.lost != nil { // the reader knows, and a library that hangs does not close either
+		p.helper.finish(lostTimeout)
+		return nil
 	}
-	return err
+	return p.helper.finish(closeTimeout)
 }
 
 // explain turns errors of the protocol into those of this package.
