@@ -129,6 +129,8 @@ func (w *vsphereWork) mountOn(ctx context.Context, h vsphere.Host, nas vsphere.N
 	w.at("after mount")
 	var other *vsphere.MountedError
 	switch {
+	case errors.As(err, &other) && other.Name == nas.Name:
+		return nil
 	case errors.As(err, &other):
 		return fmt.Errorf("host %s has %s:%s already, as the datastore %q: %w; unmount it there, or give the server another address", h.Name, nas.Server, nas.Path, other.Name, err)
 	case errors.Is(err, vsphere.ErrNameTaken):
