@@ -19,7 +19,7 @@ type MigrateRequest struct {
 	// Cold moves the VM while it is off, where there is no licence for moving it
 	// while it runs: it is shut down for the time of the copy and started again.
 	Cold     bool
-	Progress func(vsphere.Progress)
+	Progress func(percent int)
 	Logger   *slog.Logger
 
 	hook func(at string)
@@ -112,7 +112,11 @@ func (w *vsphereWork) relocate(ctx context.Context, rec *Session, vm *vsphere.VM
 			return err
 		}
 	}
-	err := w.vc.Relocate(ctx, vm.Ref, spec, req.Progress)
+	err := w.vc.Relocate(ctx, vm.Ref, spec, func(p vsphere.Progress) {
+		if req.Progress != nil {
+			req.Progress(p.Percent)
+		}
+	})
 	if req.Cold && on {
 		clean, cancel := afterwards(ctx)
 		defer cancel()
