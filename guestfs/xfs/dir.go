@@ -90,6 +90,9 @@ func (f *FS) readDir(ctx context.Context, dir guestfs.Inode, after uint64, yield
 
 // dirBlock reads a block of entries, checked.
 func (f *FS) dirBlock(ctx context.Context, in *inode, k fork, off int64) ([]byte, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	b, at, err := f.blocks(ctx, in, k, uint64(off)>>f.sb.blockLog, uint64(f.sb.dirSize)>>f.sb.blockLog)
 	if err != nil {
 		return nil, err

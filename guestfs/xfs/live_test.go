@@ -17,8 +17,8 @@ import (
 func TestLive(t *testing.T) {
 	guestfstest.NeedMount(t, "xfs", "mkfs.xfs")
 	copies, layouts := 1, map[string][]string{
-		"v5 rmapbt": {"-m", "rmapbt=1", "-i", "nrext64=1"},
-		"v5 1k":     {"-b", "size=1024", "-l", "su=4096"},
+		"v5 rmapbt": {"-m", "rmapbt=1", "-i", "nrext64=1", "-l", "size=16m"},
+		"v5 1k":     {"-b", "size=1024", "-l", "su=4096,size=6m"},
 	}
 	if runs, _ := strconv.Atoi(os.Getenv("LIFEBOAT_CRASH_RUNS")); runs > 0 {
 		copies = runs
@@ -28,7 +28,7 @@ func TestLive(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			live := guestfstest.NewLive(t, imageSize)
-			guestfstest.Run(t, "mkfs.xfs", append(append([]string{"-q", "-f"}, args...), live.Image)...)
+			mkfs(t, live.Image, args...)
 			dir, _ := guestfstest.Mount(t, live.Image, "xfs", "")
 			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 2, Entries: 150, MaxFile: 50_000})
 			stop := guestfstest.Load(t, dir, 3)
