@@ -141,4 +141,15 @@ func unfix(b []byte, what string) error {
 	return nil
 }
 
+// fix is the reverse of unfix, with the update sequence number as it is.
+func fix(b []byte) {
+	le := binary.LittleEndian
+	at, count := int(le.Uint16(b[4:])), int(le.Uint16(b[6:]))
+	for i := 1; i < count; i++ {
+		end := b[i*stride-2 : i*stride]
+		copy(b[at+2*i:at+2*i+2], end)
+		copy(end, b[at:at+2])
+	}
+}
+
 func corrupt(format string, args ...any) error { return guestfs.Corruptf(fsName, format, args...) }

@@ -95,7 +95,7 @@ func (a *attr) highest() int64 { return int64(a.u64(24)) }
 
 // mapping is the mapping pairs.
 func (a *attr) mapping() []byte {
-	return a.raw[binary.LittleEndian.Uint16(a.raw[32:]):]
+	return a.raw[a.mappingAt():]
 }
 
 // value is the content of a resident attribute.
@@ -169,8 +169,8 @@ func (r *record) attr(b []byte) (*attr, error) {
 		}
 		return a, nil
 	}
-	if length < header || int(le.Uint16(b[32:])) > int(length) || int(le.Uint16(b[32:])) < header {
-		return nil, corrupt("record %d: attribute %#x: its runs are at %d of %d", r.number, a.kind, le.Uint16(b[32:]), length)
+	if length < header || a.mappingAt() > int(length) || a.mappingAt() < header {
+		return nil, corrupt("record %d: attribute %#x: a header of %d bytes, or no runs", r.number, a.kind, length)
 	}
 	if low, high := a.lowest(), a.highest(); low < 0 || low > maxVCN || high < low-1 || high > maxVCN {
 		return nil, corrupt("record %d: attribute %#x: clusters %d to %d", r.number, a.kind, low, high)
