@@ -207,7 +207,7 @@ func (g *Guest) openVolume(ctx context.Context, i int, readers Readers) error {
 	}
 	info, err := probe.Volume(ctx, img)
 	v.Info = info
-	if err == nil && info.State == "" {
+	if err == nil && (info.State == "" || readers[info.Type] != nil) {
 		err = g.read(ctx, i, readers)
 	}
 	if ctx.Err() != nil {
