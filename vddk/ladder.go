@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
-
-	"lifeboat/disk"
 )
 
 // LadderError is returned when no transport opened the disk.
@@ -40,8 +39,15 @@ func (e *LadderError) Unwrap() []error {
 	return errs
 }
 
-// rung is one way to a disk, for reading or for writing.
-type rung[D disk.Image] struct {
+// opened is what a rung opens: a disk for reading or writing, or a place for a
+// whole image.
+type opened interface {
+	io.Closer
+	Size() int64
+}
+
+// rung is one way to a disk.
+type rung[D opened] struct {
 	name string
 	// open makes the disk; ctx is its life and cancel ends that, both the
 	// disk's once it is open.
@@ -50,7 +56,7 @@ type rung[D disk.Image] struct {
 
 // choose puts the rungs that are wanted into their order. Rungs of the
 // library's modes are made by mode, because any mode may be asked for.
-func choose[D disk.Image](want string, best []rung[D], mode func(modes string) rung[D]) ([]rung[D], error) {
+func choose[D opened](want string, best []rung[D], mode func(modes string) rung[D]) ([]rung[D], error) {
 	if want == "" {
 		return best, nil
 	}
@@ -76,7 +82,7 @@ func choose[D disk.Image](want string, best []rung[D], mode func(modes string) r
 }
 
 // climb opens the disk with the first rung that can.
-func climb[D disk.Image](ctx context.Context, req Request, opts Options, rungs []rung[D]) (D, error) {
+func climb[D opened](ctx context.Context, req Request, opts Options, rungs []rung[D]) (D, error) {
 	var none D
 	failed := &LadderError{Disk: req.name()}
 	for _, r := range rungs {

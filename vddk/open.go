@@ -2,7 +2,6 @@ package vddk
 
 import (
 	"context"
-	"errors"
 
 	"lifeboat/disk"
 )
@@ -81,17 +80,4 @@ func writes(req Request, opts Options, open func(context.Context, Request, Optio
 		}
 		return newDevice(life{ctx, cancel}, p, opts), nil
 	}
-}
-
-// WriteImage writes all of img to the disk that req describes, which is new or
-// whose content is of no value: areas that are holes in img are not written
-// where the disk is known to be new (fresh). It returns the transport that was
-// used. progress may be nil; it is given bytes of the disk.
-func WriteImage(ctx context.Context, req Request, opts Options, img disk.Image, fresh bool, progress func(done, total int64)) (string, error) {
-	return "", errors.ErrUnsupported
-}
-
-func openNFC(context.Context, Request, Options) (port, error) { return nil, unavailable("not yet") }
-func writeFolder(context.Context, Request, Options) (writePort, error) {
-	return nil, unavailable("not yet")
 }

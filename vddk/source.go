@@ -41,6 +41,10 @@ type writePort interface {
 	sync(ctx context.Context) error
 }
 
+// selfLimited is implemented by ports that ask the limiter themselves, because
+// their reads are not what goes over the network.
+type selfLimited interface{ limitsItself() }
+
 // life is the context of an open disk and how to end it.
 type life struct {
 	context.Context
@@ -63,7 +67,7 @@ func newLimit(after time.Duration, cancel context.CancelCauseFunc) *time.Timer {
 type source struct {
 	port
 	life  life
-	opts  Options
+	opts  Options // the limiter is nil for ports that see to it themselves
 	slots chan struct{}
 
 	mu     sync.RWMutex
@@ -71,6 +75,9 @@ type source struct {
 }
 
 func newSource(life life, p port, opts Options) *source {
+	if _, ok := p.(selfLimited); ok {
+		opts.Limiter = nil
+	}
 	return &source{port: p, life: life, opts: opts, slots: make(chan struct{}, opts.Buffers)}
 }
 

@@ -3,7 +3,6 @@ package vddk_test
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -57,42 +56,6 @@ func TestSources(t *testing.T) {
 					t.Errorf("transport is %q, want %q", src.Transport(), transport)
 				}
 				return src
-			})
-		})
-	}
-}
-
-func TestDevices(t *testing.T) {
-	empty := func(t *testing.T, size int64) string {
-		path := filepath.Join(t.TempDir(), "disk-flat.vmdk")
-		if err := os.WriteFile(path, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Truncate(path, size); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	requests := map[string]func(t *testing.T, size int64) vddk.Request{
-		vddk.File: func(t *testing.T, size int64) vddk.Request {
-			return vddk.Request{LocalPath: empty(t, size), Size: size}
-		},
-		vddk.HotAdd: func(t *testing.T, size int64) vddk.Request {
-			return vddk.Request{HotAdd: &hotAdder{path: empty(t, size)}, Size: size}
-		},
-		vddk.NBDSSL: func(t *testing.T, size int64) vddk.Request {
-			return libraryRequest(t, install(t), empty(t, size))
-		},
-	}
-	for transport, request := range requests {
-		t.Run(transport, func(t *testing.T) {
-			disktest.RunDevice(t, func(t *testing.T, size int64) disk.Device {
-				dev, err := vddk.OpenWrite(t.Context(), request(t, size), vddk.Options{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { dev.Close() })
-				return dev
 			})
 		})
 	}
