@@ -110,6 +110,16 @@ func (a areas) from(off int64) int {
 	return i
 }
 
+// within is those that touch n bytes from off on, uncut.
+func (a areas) within(off, n int64) areas {
+	i := a.from(off)
+	j := i
+	for j < len(a) && a[j].Offset < off+n {
+		j++
+	}
+	return a[i:j]
+}
+
 // masked is a disk with holes in it that are not the disk's own.
 type masked struct {
 	disk.Image

@@ -74,13 +74,20 @@ func (in Intent) abandoned() bool { return in.state == nil || !in.state.processA
 
 // begin writes down what is about to be done and returns it with its ID. It is
 // durable when begin returns; call it before the effect.
-func (s *State) begin(in Intent) (Intent, error) {
+func (s *State) begin(in Intent) (Intent, error) { return s.beginUnless(in, nil) }
+
+// beginUnless is begin, unless refuse, asked in the same transaction for every
+// intent that some process works on, returns an error.
+func (s *State) beginUnless(in Intent, refuse func(other Intent) error) (Intent, error) {
 	process, err := s.processName()
 	if err != nil {
 		return in, err
 	}
 	in.Process, in.Time, in.Object, in.state = process, time.Now().UTC(), maps.Clone(in.Object), s
 	err = s.updateIntents(func(b *bbolt.Bucket) error {
+		if err := s.checkOthers(b, refuse); err != nil {
+			return err
+		}
 		seq, err := b.NextSequence()
 		if err != nil {
 			return err
@@ -92,6 +99,22 @@ func (s *State) begin(in Intent) (Intent, error) {
 		return in, fmt.Errorf("journal: write down the intent before anything is done (%s): %w", in.Kind, err)
 	}
 	return in, nil
+}
+
+func (s *State) checkOthers(b *bbolt.Bucket, refuse func(Intent) error) error {
+	if refuse == nil {
+		return nil
+	}
+	return b.ForEach(func(k, v []byte) error {
+		other, err := decodeIntent(k, v)
+		if err != nil {
+			return nil //nolint:nilerr // intents names it
+		}
+		if other.state = s; other.abandoned() {
+			return nil
+		}
+		return refuse(other)
+	})
 }
 
 // amend adds names to an intent's Object, or replaces them: what was learned

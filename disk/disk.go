@@ -167,6 +167,7 @@ func Extents(ctx context.Context, img Image, within Extent) iter.Seq2[Extent, er
 	if m, ok := img.(Mapper); ok {
 		return m.Extents(ctx, within)
 	}
+	within.Hole = false
 	return func(yield func(Extent, error) bool) { yield(within, nil) }
 }
 
