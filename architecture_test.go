@@ -35,7 +35,7 @@ var rules = map[string][]string{
 	"internal/demo":        {"internal/demo", "internal/esxsim", "internal/guestimage", "internal/qemu"},
 	"internal/esxsim":      {"internal/esxsim", "internal/guestimage", "internal/qemu", "disk", "nfsserver/nfstest"},
 	"internal/bench":       {"internal", "disk", "store", "nfsserver", "appliance", "guestfs", "fusefs", "vsphere", "vddk"},
-	"cmd":                  {"appliance", "disk", "store", "internal/demo", "internal/guestimage", "internal/qemu"},
+	"cmd":                  {"appliance", "disk", "store", "vsphere", "internal/demo", "internal/guestimage", "internal/qemu"},
 	"cmd/lifeboat-vddk":    {"disk", "vddk"},
 	"cmd/lifeboat-agent":   {"guestfs"},
 }

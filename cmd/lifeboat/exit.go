@@ -6,6 +6,7 @@ import (
 
 	"lifeboat/appliance"
 	"lifeboat/store"
+	"lifeboat/vsphere"
 )
 
 // Exit codes, as scripts rely on them.
@@ -28,6 +29,7 @@ func exitCode(err error) int {
 		{appliance.ErrUsage, exitUsage},
 		{appliance.ErrNotFound, exitNotFound},
 		{store.ErrNotFound, exitNotFound},
+		{vsphere.ErrNotFound, exitNotFound},
 		{store.ErrAmbiguous, exitUsage},
 		{appliance.ErrDamaged, exitDamaged},
 		{store.ErrDamaged, exitDamaged},
