@@ -18,7 +18,7 @@ const (
 	extentBytes = 16
 	maxCount    = 1<<21 - 1
 	endOfFile   = 1 << 54 // block behind the last one there can be
-	maxHole     = 1 << 40 // bytes; a hole is told in pieces
+	maxHole     = 1 << 62 // bytes
 
 	bmapMagic4  = 0x424d4150 // "BMAP"
 	bmapMagic5  = 0x424d4133 // "BMA3"
