@@ -43,6 +43,8 @@ what() {
 			exfatprogs: mkfs.exfat, guest file systems
 			genisoimage: guest file systems on discs
 			cryptsetup-bin: encrypted guest volumes
+			libbde-utils: BitLocker, to compare with
+			dislocker: BitLocker, to compare with
 			ntfs-3g: mkfs.ntfs, guest file systems
 			wimtools: wimcapture, compression of Windows to compare with
 			mtools: files on FAT, to compare with
