@@ -31,6 +31,9 @@ func (s *Sim) attach(v *vm, d *vdisk, file string) types.BaseMethodFault {
 	if v.power != types.VirtualMachinePowerStatePoweredOn {
 		return nil
 	}
+	if f := s.heldByOther(v, d); f != nil {
+		return f
+	}
 	return s.plugIn(v, d)
 }
 
@@ -49,26 +52,24 @@ func (s *Sim) useLayer(d *vdisk, at dsPath) types.BaseMethodFault {
 	return nil
 }
 
-// plugIn opens a disk for a VM that runs: alone, unless it is only read. A disk
-// whose top another running VM writes to is locked [KB 10051]. Sim.mu is held.
+// plugIn opens a disk for a VM that runs or starts. The VM is the caller's
+// alone, but for those who read; Sim.mu may be held or not.
 func (s *Sim) plugIn(v *vm, d *vdisk) types.BaseMethodFault {
-	if f := s.heldByOther(v, d); f != nil {
-		return f
-	}
 	if d.mode == string(types.VirtualDiskModeIndependent_nonpersistent) && !d.top.redo {
 		return s.startRedo(v, d)
 	}
-	if err := s.openChain(v, d.top); err != nil {
+	if err := openChain(d.top); err != nil {
 		return fileFault(d.top.at.String(), err)
 	}
 	return nil
 }
 
-// heldByOther: another VM that is on has this very file as its top. Files that
-// a snapshot froze, and those below a delta, are only read and can be shared.
+// heldByOther: another VM that is on has this very file as its top, and so alone
+// [KB 10051]. Files that a snapshot froze, and those below a delta, are only read
+// and can be shared. Sim.mu is held.
 func (s *Sim) heldByOther(v *vm, d *vdisk) types.BaseMethodFault {
 	for _, other := range s.vms {
-		if other == v || other.power != types.VirtualMachinePowerStatePoweredOn {
+		if other == v || !other.holdsDisks() {
 			continue
 		}
 		for _, o := range other.disks {
@@ -82,7 +83,7 @@ func (s *Sim) heldByOther(v *vm, d *vdisk) types.BaseMethodFault {
 }
 
 // openChain opens the top for writing and what is below it for reading.
-func (s *Sim) openChain(v *vm, top *layer) error {
+func openChain(top *layer) error {
 	if err := top.open(openWrite); err != nil {
 		return err
 	}
@@ -140,7 +141,7 @@ func (s *Sim) unplug(v *vm, d *vdisk) {
 // openElsewhere: another VM that is on stands on this layer.
 func (s *Sim) openElsewhere(v *vm, l *layer) bool {
 	for _, other := range s.vms {
-		if other == v || other.power != types.VirtualMachinePowerStatePoweredOn {
+		if other == v || !other.holdsDisks() {
 			continue
 		}
 		for _, o := range other.disks {
@@ -152,4 +153,8 @@ func (s *Sim) openElsewhere(v *vm, l *layer) bool {
 		}
 	}
 	return false
+}
+
+func (v *vm) holdsDisks() bool {
+	return v.power == types.VirtualMachinePowerStatePoweredOn || v.starting
 }

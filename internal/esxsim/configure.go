@@ -291,12 +291,29 @@ func (c *change) remove(spec *types.VirtualDeviceConfigSpec) (types.BaseMethodFa
 // they are to go.
 func (s *Sim) release(v *vm, d *vdisk, destroy bool) {
 	s.unplug(v, d)
-	for l := d.top; l != nil && destroy && l.users == 0 && !s.frozen(l); l = l.parent {
+	if destroy {
+		s.dropChain(v, d.top)
+	}
+}
+
+// dropChain deletes the files of a disk from the top down, as far as nobody
+// else stands on them or shows them. Sim.mu is held.
+func (s *Sim) dropChain(v *vm, l *layer) {
+	for l != nil && l.users.Load() == 0 && !s.frozen(l) && !s.topOfOther(v, l) {
 		s.deleteLayer(l)
-		if l.parent != nil {
-			l.parent.users--
+		if l = l.parent; l != nil {
+			l.users.Add(-1)
 		}
 	}
+}
+
+func (s *Sim) topOfOther(v *vm, l *layer) bool {
+	for _, other := range s.vms {
+		if other != v && slices.ContainsFunc(other.disks, func(d *vdisk) bool { return d.top == l }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *change) edit(spec *types.VirtualDeviceConfigSpec) (types.BaseMethodFault, error) {

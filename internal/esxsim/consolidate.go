@@ -148,7 +148,7 @@ func (s *Sim) MergeFails(name string, fails bool) error {
 // that one, the delta to be merged down, is returned. nil: none.
 func (s *Sim) mergeable(v *vm, d *vdisk) *layer {
 	for l := d.top; l != nil && l.delta(); l = l.parent {
-		if l.parent.users == 1 && !s.frozen(l.parent) {
+		if l.parent.users.Load() == 1 && !s.frozen(l.parent) {
 			return l
 		}
 	}
@@ -158,7 +158,7 @@ func (s *Sim) mergeable(v *vm, d *vdisk) *layer {
 // stuck: a layer that no snapshot of the VM needs is held by another VM.
 func (s *Sim) stuck(v *vm, d *vdisk) bool {
 	for l := d.top; l != nil && l.delta(); l = l.parent {
-		if l.parent.users > 1 && !s.frozen(l.parent) && l.parent.at.dir() == v.vmx.dir() {
+		if l.parent.users.Load() > 1 && !s.frozen(l.parent) && l.parent.at.dir() == v.vmx.dir() {
 			return true
 		}
 	}
@@ -218,7 +218,7 @@ func (s *Sim) merge(v *vm, d *vdisk, delta *layer) error {
 			}
 		}
 	}
-	into.users = delta.users
+	into.users.Store(delta.users.Load())
 	delta.parent = nil
 	return discard(delta)
 }
@@ -287,7 +287,7 @@ func (s *Sim) revert(n *snapshot) types.BaseMethodFault {
 		disks = append(disks, d)
 	}
 	for _, old := range v.disks {
-		if !slices.Contains(disks, old) && old.top.delta() && old.top.users == 0 && !s.frozen(old.top) {
+		if !slices.Contains(disks, old) && old.top.delta() && old.top.users.Load() == 0 && !s.frozen(old.top) {
 			if err := discard(old.top); err != nil {
 				return fileFault(old.top.at.String(), err)
 			}

@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"lifeboat/disk"
@@ -31,7 +32,7 @@ type layer struct {
 	mu     sync.RWMutex
 	f      file             // nil: not open
 	grains map[int64]uint16 // of a delta: by block of 64 KiB, which of its 16 grains it has
-	users  int              // disks and deltas that stand on it; guarded by Sim.mu
+	users  atomic.Int32     // deltas that stand on it
 	track  *tracker         // of a base: the tracking of the disk, which outlives its registration
 }
 

@@ -17,7 +17,7 @@ import (
 // written is ever changed in place: readers may still hold it. Sim.mu is held.
 func (s *Sim) publish(v *vm) {
 	v.changed++
-	config := s.configOf(v, func(d *vdisk) (*layer, string) { return d.top, d.track.id() })
+	config := s.configOf(v, func(d *vdisk) (*layer, string) { return d.shown(), d.track.id() })
 	runtime := s.runtimeOf(v)
 	guest := v.guestInfo()
 	var snap *types.VirtualMachineSnapshotInfo

@@ -28,9 +28,12 @@ type Sim struct {
 	sessions *sessionBook
 	ctx      context.Context // ends with Close: tasks, heartbeats, machines
 	stop     context.CancelCauseFunc
+	sockets  string         // directory of the disks' sockets: a short name
 	running  sync.WaitGroup // tasks and heartbeats
 
 	taskNumber atomic.Int64
+	moveDelay  atomic.Int64 // nanoseconds before each mebibyte of a relocation
+	moveFails  atomic.Int64 // percent at which one fails; < 0: never
 
 	mu         sync.Mutex
 	dc         types.ManagedObjectReference
@@ -75,6 +78,11 @@ func Start(ctx context.Context, opts Options) (*Sim, error) {
 		leases:     map[types.ManagedObjectReference]*lease{},
 		tickets:    map[string]bool{},
 	}
+	// The name of a unix socket has 108 bytes, and a test's directory may have more.
+	if s.sockets, err = os.MkdirTemp("", "esxsim-"); err != nil {
+		return nil, fmt.Errorf("esxsim: %w", err)
+	}
+	s.moveFails.Store(-1)
 	s.ctx, s.stop = context.WithCancelCause(ctx)
 	if err := s.build(); err != nil {
 		s.Close()
@@ -106,6 +114,7 @@ func (s *Sim) Close() {
 	}
 	s.running.Wait()
 	s.closeMachines()
+	_ = os.RemoveAll(s.sockets)
 }
 
 // URL is the API's address with user and password, as GOVC_URL takes it.

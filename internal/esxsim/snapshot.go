@@ -205,7 +205,7 @@ func makeDelta(at dsPath, parent *layer) (*layer, error) {
 	if _, err := l.f.WriteAt([]byte("COWD"), 0); err != nil {
 		return nil, errors.Join(err, discard(l))
 	}
-	parent.users++
+	parent.users.Add(1)
 	return l, nil
 }
 
@@ -214,7 +214,7 @@ func discard(l *layer) error {
 	err := l.close()
 	err = errors.Join(err, l.at.ds.vol.change(opRemove, l.data, ""), l.at.ds.vol.change(opRemove, l.at.path, ""))
 	if l.parent != nil {
-		l.parent.users--
+		l.parent.users.Add(-1)
 	}
 	return err
 }
@@ -222,19 +222,8 @@ func discard(l *layer) error {
 // enterSnapshot puts a snapshot into the tree and the registry.
 func (s *Sim) enterSnapshot(n *snapshot) {
 	v := n.vm
-	config := s.configOf(v, func(d *vdisk) (*layer, string) {
-		if l := n.layers[d.key]; l != nil {
-			return l, n.tracks[d.key].id()
-		}
-		return d.top, ""
-	})
-	// A snapshot knows nothing of disks that are not part of it.
-	config.Hardware.Device = slices.DeleteFunc(config.Hardware.Device, func(b types.BaseVirtualDevice) bool {
-		dev, ok := b.(*types.VirtualDisk)
-		return ok && n.layers[dev.Key] == nil
-	})
 	obj := &simulator.VirtualMachineSnapshot{}
-	obj.Vm, obj.Config = v.ref, config
+	obj.Vm, obj.Config = v.ref, s.snapshotConfig(n)
 	n.ref = s.reg.Put(obj).Reference()
 	s.snapshots[n.ref] = n
 	if n.parent == nil {
@@ -243,6 +232,22 @@ func (s *Sim) enterSnapshot(n *snapshot) {
 		n.parent.children = append(n.parent.children, n)
 	}
 	v.current = n
+}
+
+// snapshotConfig is the configuration with the disks as they were frozen. A
+// snapshot knows nothing of disks that are not part of it.
+func (s *Sim) snapshotConfig(n *snapshot) types.VirtualMachineConfigInfo {
+	config := s.configOf(n.vm, func(d *vdisk) (*layer, string) {
+		if l := n.layers[d.key]; l != nil {
+			return l, n.tracks[d.key].id()
+		}
+		return d.top, ""
+	})
+	config.Hardware.Device = slices.DeleteFunc(config.Hardware.Device, func(b types.BaseVirtualDevice) bool {
+		dev, ok := b.(*types.VirtualDisk)
+		return ok && n.layers[dev.Key] == nil
+	})
+	return config
 }
 
 // described is a disk's configuration without what it stands on.

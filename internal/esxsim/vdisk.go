@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -182,10 +183,12 @@ func (d *vdisk) Sync() error {
 type mirror struct {
 	mu   sync.RWMutex
 	to   file
-	done int64 // below this the copy is the same as the source
-	bad  error // the first failure to write to the copy; the guest never sees it
+	done int64                 // below this the copy is the same as the source
+	bad  atomic.Pointer[error] // the last failure to write to the copy; the guest never sees it
 }
 
+// write writes to the disk, and what is below done to the copy: the rest comes
+// with the pass, which leaves zeros out and so must find nothing there.
 func (m *mirror) write(from *layer, p []byte, off int64) (int, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -193,8 +196,15 @@ func (m *mirror) write(from *layer, p []byte, off int64) (int, error) {
 	if err != nil || off >= m.done {
 		return n, err
 	}
-	if _, bad := m.to.WriteAt(p, off); bad != nil {
-		m.bad = bad // read under mu by the copier, which then gives up
+	if _, bad := m.to.WriteAt(p[:min(int64(len(p)), m.done-off)], off); bad != nil {
+		m.bad.Store(&bad)
 	}
 	return n, nil
+}
+
+func (m *mirror) failed() error {
+	if bad := m.bad.Load(); bad != nil {
+		return *bad
+	}
+	return nil
 }

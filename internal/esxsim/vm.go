@@ -2,7 +2,6 @@ package esxsim
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -43,14 +42,17 @@ type vm struct {
 	cbt     bool // asked for; in effect where a disk's tracker is on
 
 	power    types.VirtualMachinePowerState
+	starting bool // on its way to being on: its disks are held
 	booted   time.Time
 	template bool
 	tools    bool // installed
 	toolsUp  bool
 	question *question
+	askMoved bool   // it was moved or copied, and says not what to do about it
+	missing  string // a device that a start fails for
 	machine  *qemu.Machine
-	plug     []io.Closer // what a running machine holds: locks, sockets
-	dead     error       // why the machine died of its storage
+	exports  []*nbdServer // the machine's disks
+	dead     error        // why the machine lost its disks
 
 	roots        []*snapshot
 	current      *snapshot // what the disks stand on

@@ -162,12 +162,7 @@ func (d *vmCalls) DestroyTask(ctx *simulator.Context, req *types.Destroy_Task) s
 
 func (s *Sim) removeFiles(v *vm) types.BaseMethodFault {
 	for _, d := range v.disks {
-		for l := d.top; l != nil && l.users == 0; l = l.parent {
-			s.deleteLayer(l)
-			if l.parent != nil {
-				l.parent.users--
-			}
-		}
+		s.dropChain(v, d.top)
 	}
 	dir := v.vmx.dir()
 	left, err := dir.ds.vol.list(dir.path)

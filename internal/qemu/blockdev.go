@@ -27,6 +27,10 @@ func protocolNode(name, path string, readOnly, direct bool) (node, error) {
 		return nil, errors.New("no path given")
 	}
 	n := node{"node-name": name, "read-only": readOnly, "discard": "unmap"}
+	if socket, ok := strings.CutPrefix(path, "nbd+unix:"); ok {
+		n["driver"], n["server"] = "nbd", node{"type": "unix", "path": socket}
+		return n, nil
+	}
 	if !strings.HasPrefix(path, "nfs://") {
 		abs, err := filepath.Abs(path)
 		if err != nil {

@@ -63,7 +63,8 @@ type Disk struct {
 	ID string
 	// Path is a host file, or nfs://host/path for QEMU's own NFS client, which
 	// finds its server through the port mapper on port 111 of host and offers
-	// no way to name another port (package netns is for that).
+	// no way to name another port (package netns is for that), or
+	// nbd+unix:/path/of/socket for the default export of an NBD server.
 	Path string
 	// NBD, in the place of Path, is QEMU's end of a socket pair on whose other
 	// end somebody serves the disk with the NBD protocol (export ""). Start
