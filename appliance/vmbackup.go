@@ -246,6 +246,16 @@ func inventory(ctx context.Context, c *vsphere.Client, req BackupVMsRequest) (*v
 	return inv, nil
 }
 
+// SelectVMs lists the VMs that BackupVMs would back up.
+func SelectVMs(ctx context.Context, c *vsphere.Client, req BackupVMsRequest) ([]*vsphere.VM, error) {
+	inv, err := inventory(ctx, c, req)
+	if err != nil {
+		return nil, err
+	}
+	vms, _, err := selectVMs(inv, req)
+	return vms, err
+}
+
 // selectVMs finds the VMs that are meant, ordered so that those on one host are
 // not next to each other.
 func selectVMs(inv *vsphere.Inventory, req BackupVMsRequest) (vms []*vsphere.VM, excluded int, err error) {
