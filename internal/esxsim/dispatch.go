@@ -17,7 +17,10 @@ type ref = types.ManagedObjectReference
 // base makes a dispatcher an object of the registry. Its lock does nothing: a
 // dispatcher stands for many objects, whose calls must not wait for each other.
 type base struct {
-	Self ref
+	// Object makes the registry's searches, which look at every object as a type
+	// of the mo package, pass over this one instead of panicking.
+	Object mo.SearchIndex
+	Self   ref
 	s    *Sim
 }
 
