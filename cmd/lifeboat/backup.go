@@ -31,7 +31,7 @@ func (p *program) backupCommand() *cli.Command {
 				&cli.IntFlag{Name: "workers", Usage: "use `N` goroutines to hash and compress", DefaultText: "one per CPU"},
 			},
 			Action: p.backupDisk,
-		}},
+		}, p.backupVMCommand()},
 	}
 }
 
