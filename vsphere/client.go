@@ -92,18 +92,27 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 		_ = c.Close(ctx)
 		return nil, err
 	}
-	c.session.patience = c.o.Patience
+	c.session.patience.Store(int64(c.o.Patience))
 	keep, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop
 	go c.keepAlive(keep)
 	return c, nil
 }
 
+// redacted is an address as it may be shown: one with a mistake in it is told
+// too, and must not tell the password.
 func redacted(u string) string {
-	if parsed, err := url.Parse(u); err == nil && parsed.User != nil {
-		return parsed.Redacted()
+	scheme, rest, ok := strings.Cut(u, "://")
+	if !ok {
+		scheme, rest = "", u
 	}
-	return u
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		rest = rest[at+1:]
+	}
+	if ok {
+		return scheme + "://" + rest
+	}
+	return rest
 }
 
 // prepare makes the client without talking to anybody.
@@ -220,7 +229,7 @@ func (c *Client) Close(ctx context.Context) error {
 	defer c.vim.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, min(10*time.Second, c.o.CallTimeout))
 	defer cancel()
-	c.session.patience = -1
+	c.session.patience.Store(0)
 	_, err := methods.Logout(ctx, c.session, &types.Logout{This: *c.vim.ServiceContent.SessionManager})
 	if err != nil && !isNotAuthenticated(err) {
 		return c.fail("log out from "+c.about.Server, err)

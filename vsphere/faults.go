@@ -233,7 +233,7 @@ func (c *Client) failTransport(op string, err error) error {
 		out.Kind, out.Text = ErrCertificate, cert.Error()
 	case errors.As(err, &dns):
 		out.Kind, out.Text = ErrUnreachable, "the name "+dns.Name+" cannot be resolved; check its spelling and the name server"
-	case errors.Is(err, errSessionLost):
+	case errors.Is(err, errSessionLost), errors.Is(err, errRenewed):
 		out.Kind, out.Text = ErrSession, err.Error()
 	case errors.As(err, &record), errors.As(err, &syntax), errors.As(err, &theirs):
 		out.Kind, out.Text = ErrNotVSphere, "what answers there does not speak vSphere's protocol; check the address and port"

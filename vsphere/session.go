@@ -25,15 +25,17 @@ import (
 //   - A call refused with NotAuthenticated was not carried out: any call is made
 //     again after a login.
 //   - A call whose connection was never made was not carried out: likewise.
+//   - A call about an object that belonged to the session is not: the object is gone
+//     (errRenewed). Who holds some starts anew.
 //   - A call whose answer was lost may have been carried out: it is repeated only
 //     when it changes nothing (readOnly).
 //
 // Objects that belong to a session (property collectors, filters, pages of a
-// retrieval) die with it; who holds some compares epoch.
+// retrieval) die with it; who holds some compares epoch, which counts logins.
 type session struct {
 	c        *Client
 	soap     *soap.Client
-	patience time.Duration // 0 until Dial is through
+	patience atomic.Int64 // time.Duration; 0 until Dial is through and after Close
 
 	epoch    atomic.Uint64 // counts logins
 	key      atomic.Pointer[string]
@@ -65,14 +67,28 @@ func methodName(req soap.HasFault) string {
 	return strings.TrimSuffix(reflect.TypeOf(req).Elem().Name(), "Body")
 }
 
-// readOnly reports whether a call may be made twice.
+// sessionBound calls are about objects that end with their session: made again
+// in another one they would wait for what never comes. Their callers start anew.
+func sessionBound(method string) bool {
+	switch method {
+	case "WaitForUpdatesEx", "ContinueRetrievePropertiesEx", "DestroyPropertyFilter", "DestroyPropertyCollector", "CancelWaitForUpdates":
+		return true
+	}
+	return false
+}
+
+// readOnly reports whether a call may be made twice, because it changes nothing,
+// or nothing but what ends with the session.
 func readOnly(method string) bool {
-	for _, p := range []string{"Retrieve", "Query", "Find", "Has", "Fetch", "Current", "Get", "List", "Validate", "SessionIsActive", "Acquire", "CreatePropertyCollector"} {
+	if sessionBound(method) {
+		return true
+	}
+	for _, p := range []string{"Retrieve", "Query", "Find", "Has", "Fetch", "Current", "Get", "List", "Validate", "SessionIsActive", "Acquire", "CreatePropertyCollector", "CreateFilter"} {
 		if strings.HasPrefix(method, p) {
 			return true
 		}
 	}
-	return method == "WaitForUpdatesEx" || method == "HttpNfcLeaseProgress" || method == "HttpNfcLeaseGetManifest"
+	return method == "HttpNfcLeaseProgress" || method == "HttpNfcLeaseGetManifest"
 }
 
 // sessionless calls are made before or beside a session; refusing them for
@@ -103,10 +119,14 @@ func (s *session) RoundTrip(ctx context.Context, req, res soap.HasFault) error {
 			if err := s.relogin(ctx, epoch); err != nil {
 				return err
 			}
-		case s.patience > 0 && isOutage(err) && (readOnly(method) || neverSent(err)):
+			if sessionBound(method) {
+				return errRenewed
+			}
+		case s.patience.Load() > 0 && isOutage(err) && (readOnly(method) || neverSent(err)):
 			if giveUp.IsZero() {
-				giveUp = time.Now().Add(s.patience)
-				s.c.log.Warn("server does not answer; waiting for it", "server", s.c.about.Server, "call", method, "for", s.patience, "error", err)
+				patience := time.Duration(s.patience.Load())
+				giveUp = time.Now().Add(patience)
+				s.c.log.Warn("server does not answer; waiting for it", "server", s.c.about.Server, "call", method, "for", patience, "error", err)
 			}
 			if time.Now().Add(pause).After(giveUp) || !pausing(ctx, pause) {
 				return err
@@ -118,6 +138,9 @@ func (s *session) RoundTrip(ctx context.Context, req, res soap.HasFault) error {
 		reflect.ValueOf(res).Elem().SetZero()
 	}
 }
+
+// errRenewed means that the session is another one now than the call was for.
+var errRenewed = errors.New("the session was lost and established again")
 
 var errSessionLost = errors.New("the server ended the session at once, twice")
 

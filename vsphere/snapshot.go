@@ -91,8 +91,8 @@ func quiesceFailed(err error, quiesce bool) error {
 }
 
 // SnapshotVM describes the VM as the snapshot holds it: its disks with the
-// change IDs and files of that moment. Disks that are not in snapshots have no
-// change ID. One call.
+// change IDs and files of that moment. Disks that snapshots do not hold are not
+// among them, or have no change ID (see Disk.Snapshotted). One call.
 func (c *Client) SnapshotVM(ctx context.Context, snapshot Ref) (*VM, error) {
 	op := "look at the snapshot " + string(snapshot)
 	objects, err := c.retrieve(ctx, types.PropertyFilterSpec{

@@ -198,6 +198,9 @@ func (c *Client) updates(ctx context.Context, pc collector, f follower) (*types.
 		if err != nil {
 			return nil, err
 		}
+		if c.session.epoch.Load() != pc.epoch { // somebody else noticed that the session was lost
+			return nil, errRenewed
+		}
 		if res.Returnval == nil { // nothing happened in 30 s
 			continue
 		}

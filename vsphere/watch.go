@@ -90,6 +90,9 @@ func (w *watch) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if c.session.epoch.Load() != pc.epoch {
+			return errRenewed
+		}
 		if res.Returnval == nil {
 			continue
 		}
