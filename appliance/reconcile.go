@@ -36,6 +36,7 @@ func (s *State) intentHandlers() map[IntentKind]intentHandler {
 		IntentRelocate: s.recoveryHandler,
 		IntentStop:     s.recoveryHandler,
 		IntentAttach:   s.recoveryHandler,
+		IntentRestore:  s.restoreHandler,
 	}
 }
 

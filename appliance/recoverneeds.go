@@ -5,11 +5,7 @@ import (
 	"strings"
 
 	"lifeboat/store"
-	"lifeboat/vsphere"
 )
-
-// VSphere is a session at a vCenter or a host, as commands pass it on.
-type VSphere = vsphere.Client
 
 // NeededServer says for which sessions a server should run.
 type NeededServer struct {

@@ -50,16 +50,7 @@ func (w *vsphereWork) place(ctx context.Context, req RecoverRequest) (*recoverPl
 		return nil, err
 	}
 	p := &recoverPlace{nas: nas, names: map[string]bool{}, sessions: map[string]bool{}}
-	if p.inv, err = w.vc.Inventory(ctx); err != nil {
-		return nil, err
-	}
-	if err := w.chooseHosts(ctx, p, req); err != nil {
-		return nil, err
-	}
-	if p.pool, err = choosePool(p, req.Pool); err != nil {
-		return nil, err
-	}
-	if p.folder, err = chooseFolder(p, req.Folder); err != nil {
+	if err := w.locate(ctx, p, req); err != nil {
 		return nil, err
 	}
 	var versions []string
@@ -68,6 +59,21 @@ func (w *vsphereWork) place(ctx context.Context, req RecoverRequest) (*recoverPl
 	}
 	p.hardware = lowestHardware(versions)
 	return p, nil
+}
+
+// locate finds hosts, pool and folder.
+func (w *vsphereWork) locate(ctx context.Context, p *recoverPlace, req RecoverRequest) (err error) {
+	if p.inv, err = w.vc.Inventory(ctx); err != nil {
+		return err
+	}
+	if err := w.chooseHosts(ctx, p, req); err != nil {
+		return err
+	}
+	if p.pool, err = choosePool(p, req.Pool); err != nil {
+		return err
+	}
+	p.folder, err = chooseFolder(p, req.Folder)
+	return err
 }
 
 // nas is our export as hosts are to mount it. The name is one that nobody else

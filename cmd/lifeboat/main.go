@@ -116,6 +116,7 @@ func (p *program) app() *cli.App {
 			p.backupCommand(),
 			p.pointsCommand(), p.showCommand(), p.exportCommand(), p.diffCommand(), p.verifyCommand(), p.forgetCommand(), p.unforgetCommand(), p.policyCommand(), p.pinCommand(), p.unpinCommand(), p.immutableCommand(), p.pruneCommand(), p.repairCommand(), p.statsCommand(), p.copyCommand(), p.rebuildCommand(),
 			p.publishCommand(), p.sessionCommand(), p.serveCommand(),
+			p.recoverCommand(), p.migrateCommand(), p.stopCommand(), p.detachCommand(), p.restoreCommand(), p.leftoversCommand(),
 			p.filesCommand(),
 			p.demoCommand(),
 		},
