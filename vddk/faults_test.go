@@ -270,7 +270,7 @@ func TestFolderIsTakenUpAgain(t *testing.T) {
 			return len(p) / 2, io.ErrUnexpectedEOF
 		}
 		if calls%7 == 0 {
-			return 0, errors.New("HTTP 503")
+			return 0, fmt.Errorf("Get: %w", io.EOF) // the server closed the connection
 		}
 		return len(p), nil
 	}
@@ -373,5 +373,46 @@ func TestLimiterSeesEveryByte(t *testing.T) {
 	}
 	if l.bytes.Load() != imageSize || l.calls.Load() != 6 {
 		t.Errorf("%d bytes in %d calls", l.bytes.Load(), l.calls.Load())
+	}
+}
+
+// TestSmallReadsAreFew: who parses a file system over /folder does not make a
+// request for each sector, and one who reads on is read ahead of.
+func TestSmallReadsAreFew(t *testing.T) {
+	want := disktest.Random(15, imageSize, 1)
+	req, store := folderRequest(t, want)
+	var mu sync.Mutex
+	calls := 0
+	store.fail = func(string, int64, []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		calls++
+		return 0, nil
+	}
+	src := open(t, req, vddk.Options{})
+	p, q := make([]byte, 700), make([]byte, 700)
+	for off := int64(0); off < 2<<20; off += 700 {
+		if _, err := src.ReadAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+		if want.ReadAt(q, off); !bytes.Equal(p, q) {
+			t.Fatalf("wrong bytes at %d", off)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if most := 2<<20>>16 + 8; calls > most {
+		t.Errorf("%d requests for 2 MiB, at most %d are needed", calls, most)
+	}
+}
+
+func TestFolderFileShrinks(t *testing.T) {
+	req, store := folderRequest(t, disktest.Random(16, imageSize, 1))
+	src := open(t, req, vddk.Options{})
+	if err := os.Truncate(store.file("disk ü-flat.vmdk"), 2<<20); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := src.ReadAt(make([]byte, 3<<20), 0); n != 0 || !errors.Is(err, disk.ErrChanged) {
+		t.Errorf("a read over the end of a file that shrank = %d, %v", n, err)
 	}
 }

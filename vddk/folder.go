@@ -119,6 +119,8 @@ func (p *folderPort) transport() string { return Folder }
 func (p *folderPort) size() int64       { return p.length }
 func (p *folderPort) close() error      { return nil }
 
+func (p *folderPort) smallReadsAreDear() {}
+
 // find is the part that holds off.
 func (p *folderPort) find(off int64) folderPart {
 	return p.parts[sort.Search(len(p.parts), func(i int) bool { return p.parts[i].start > off })-1]
@@ -199,8 +201,11 @@ func (p *folderPort) attempt(ctx context.Context, path string, off int64, b []by
 	if n < len(b) && err == nil {
 		err = io.ErrUnexpectedEOF
 	}
-	if limited.Err() != nil && ctx.Err() == nil {
+	switch {
+	case limited.Err() != nil && ctx.Err() == nil:
 		err = hung
+	case n < len(b) && err == io.EOF: // and not one inside another: a connection that ended says so too
+		err = fmt.Errorf("it ends at %d now: %w", off+int64(n), disk.ErrChanged)
 	}
 	return n, err
 }
@@ -208,7 +213,7 @@ func (p *folderPort) attempt(ctx context.Context, path string, off int64, b []by
 // permanent errors do not go away by asking again.
 func permanent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) ||
-		errors.Is(err, ErrCredentials) || errors.Is(err, disk.ErrOutOfRange)
+		errors.Is(err, ErrCredentials) || errors.Is(err, disk.ErrOutOfRange) || errors.Is(err, disk.ErrChanged)
 }
 
 // lost marks an error as the end of a connection, if it is not something else.

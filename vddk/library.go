@@ -128,6 +128,8 @@ func writeConfig(buffers int) (path string, err error) {
 func (p *libraryPort) transport() string { return p.name }
 func (p *libraryPort) size() int64       { return p.client.Size() }
 
+func (p *libraryPort) smallReadsAreDear() {}
+
 // read implements port. The library knows only whole sectors.
 func (p *libraryPort) read(ctx context.Context, b []byte, off int64) error {
 	from, to := p.sectors(off, len(b))

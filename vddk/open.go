@@ -68,7 +68,7 @@ func reads(req Request, opts Options, open func(context.Context, Request, Option
 		if err != nil {
 			return nil, err
 		}
-		return newSource(life{ctx, cancel}, p, opts), nil
+		return newReader(life{ctx, cancel}, p, opts), nil
 	}
 }
 

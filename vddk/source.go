@@ -45,6 +45,10 @@ type writePort interface {
 // their reads are not what goes over the network.
 type selfLimited interface{ limitsItself() }
 
+// faraway is implemented by ports for which a small read costs as much as a
+// large one.
+type faraway interface{ smallReadsAreDear() }
+
 // life is the context of an open disk and how to end it.
 type life struct {
 	context.Context
@@ -61,14 +65,16 @@ func newLimit(after time.Duration, cancel context.CancelCauseFunc) *time.Timer {
 // source makes a Source of a port.
 //
 // mu is held for reading by whoever uses the port and for writing by Close, so
-// that a port is never closed under a request. Close cancels the life first,
-// which is what makes the requests let go. slots bounds requests in flight and
+// that a port is never closed under a request; blocks that are read ahead are
+// waited for with it held. Close cancels the life first, which is what makes
+// the requests let go. slots bounds requests in flight and
 // is taken with mu held; nothing is taken with a slot held.
 type source struct {
 	port
 	life  life
 	opts  Options // the limiter is nil for ports that see to it themselves
 	slots chan struct{}
+	ahead *ahead // nil where small reads are cheap, or the disk may change
 
 	mu     sync.RWMutex
 	closed bool
@@ -79,6 +85,16 @@ func newSource(life life, p port, opts Options) *source {
 		opts.Limiter = nil
 	}
 	return &source{port: p, life: life, opts: opts, slots: make(chan struct{}, opts.Buffers)}
+}
+
+// newReader is a source that nobody writes to.
+func newReader(life life, p port, opts Options) *source {
+	s := newSource(life, p, opts)
+	if _, ok := p.(faraway); ok {
+		s.ahead = newAhead(p.size(), func(b []byte, off int64) error { return s.one(b, off, p.read) },
+			func() bool { return life.Err() != nil })
+	}
+	return s
 }
 
 // Transport implements Source.
@@ -96,6 +112,9 @@ func (s *source) Close() error {
 		return nil
 	}
 	s.closed = true
+	if s.ahead != nil {
+		s.ahead.work.Wait()
+	}
 	return s.close()
 }
 
@@ -122,7 +141,13 @@ func (s *source) ReadAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	n := int(min(int64(len(p)), s.size()-off))
-	if err := s.split(p[:n], off, s.read); err != nil {
+	var err error
+	if s.ahead != nil && n < aheadBytes {
+		err = s.ahead.read(s.life, p[:n], off)
+	} else {
+		err = s.split(p[:n], off, s.read)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("read %d bytes at %d through %s: %w", n, off, s.transport(), err)
 	}
 	if n < len(p) {

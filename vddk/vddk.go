@@ -132,7 +132,9 @@ type Request struct {
 type FileReader interface {
 	// ReadRange reads len(p) bytes at off of the file called path
 	// ("[ds] dir/file"). As with io.ReaderAt, fewer come with an error; the
-	// bytes that did come are right, and reading goes on after them.
+	// bytes that did come are right, and reading goes on after them. io.EOF
+	// itself means that the file ends there. Errors that match fs.ErrNotExist
+	// or fs.ErrPermission are final; after all others it is tried again.
 	ReadRange(ctx context.Context, path string, off int64, p []byte) (int, error)
 	// Size is the file's size in bytes.
 	Size(ctx context.Context, path string) (int64, error)
