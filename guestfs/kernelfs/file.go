@@ -74,6 +74,25 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// PieceAt implements [disk.Piecewise]: data and holes, so that whoever asks for
+// the content from far away need not fetch holes.
+func (f *file) PieceAt(off int64) (disk.Piece, error) {
+	for e, err := range f.Extents(f.ctx, disk.Extent{Offset: off, Length: f.size - off}) {
+		if err != nil || e.Hole {
+			return disk.Piece{Offset: off, Length: e.Length}, err
+		}
+		return disk.Piece{Offset: off, Length: e.Length, From: bytesOf{f}, At: off}, nil
+	}
+	return disk.Piece{}, io.EOF
+}
+
+// bytesOf is a file as nothing but its bytes.
+type bytesOf struct{ f *file }
+
+func (b bytesOf) Size() int64                             { return b.f.Size() }
+func (b bytesOf) Close() error                            { return nil }
+func (b bytesOf) ReadAt(p []byte, off int64) (int, error) { return b.f.ReadAt(p, off) }
+
 // Extents implements [disk.Mapper] by SEEK_DATA and SEEK_HOLE.
 func (f *file) Extents(ctx context.Context, within disk.Extent) iter.Seq2[disk.Extent, error] {
 	return func(yield func(disk.Extent, error) bool) {

@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"os"
@@ -36,6 +37,7 @@ import (
 	"lifeboat/disk"
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/microvm/agent"
+	"lifeboat/guestfs/worker"
 	"lifeboat/internal/guestimage"
 	"lifeboat/internal/qemu"
 	"lifeboat/vddk/nbd"
@@ -130,6 +132,65 @@ type Machine struct {
 	once    sync.Once
 	reply   agent.Reply
 }
+
+// FS is the file system of a volume, as the machine's kernel shows it.
+type FS struct {
+	guestfs.FS
+	machine *Machine
+	session *worker.Session
+	info    guestfs.Info
+}
+
+var (
+	_ guestfs.XattrReader = (*FS)(nil)
+	_ guestfs.PlusReader  = (*FS)(nil)
+	_ guestfs.Lookuper    = (*FS)(nil)
+	_ guestfs.Describer   = (*FS)(nil)
+)
+
+// Open boots a machine and mounts the volume, whose disks must stay open as long
+// as the file system that is returned. ctx governs the starting only; Close ends
+// the machine. The error matches ErrUnavailable where there can be no machine,
+// and is a [*MountError] where the kernel does not take the volume.
+func Open(ctx context.Context, v Volume, o Options) (*FS, error) {
+	m, err := start(ctx, v, o)
+	if err != nil {
+		return nil, err
+	}
+	f := &FS{machine: m, info: m.reply.Info}
+	f.info.Type, f.info.State, f.info.Note = v.Type, guestfs.Clean, "read by the Linux kernel in a micro-VM"
+	if m.reply.Replayed {
+		f.info.State = guestfs.Replayed
+		f.info.Note += ", which replayed its journal"
+	}
+	f.session, f.FS = worker.Attach(m.port, m.reply.Root, f.info, worker.Options{Timeout: answerTimeout, Logger: o.Logger})
+	return f, nil
+}
+
+// answerTimeout bounds the time that the machine takes for a request: it runs on
+// an emulated processor, and reads from disks that may be far away.
+const answerTimeout = time.Minute
+
+// Info implements [guestfs.Describer].
+func (f *FS) Info() guestfs.Info { return f.info }
+
+// Lookup implements [guestfs.Lookuper].
+func (f *FS) Lookup(ctx context.Context, dir guestfs.Inode, name string) (guestfs.Dirent, error) {
+	return guestfs.Lookup(ctx, f.FS, dir, name)
+}
+
+// Xattrs implements [guestfs.XattrReader].
+func (f *FS) Xattrs(ctx context.Context, inode guestfs.Inode) ([]guestfs.Xattr, error) {
+	return f.FS.(guestfs.XattrReader).Xattrs(ctx, inode)
+}
+
+// ReadDirPlus implements [guestfs.PlusReader].
+func (f *FS) ReadDirPlus(ctx context.Context, dir guestfs.Inode, after uint64, xattrs bool) iter.Seq2[guestfs.Entry, error] {
+	return guestfs.ReadDirPlus(ctx, f.FS, dir, after, xattrs)
+}
+
+// Close ends the machine. Requests under way fail.
+func (f *FS) Close() error { return errors.Join(f.session.Close(), f.machine.Close()) }
 
 // start boots a machine and mounts the volume. ctx governs the starting only.
 func start(ctx context.Context, v Volume, o Options) (_ *Machine, err error) {

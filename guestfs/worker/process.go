@@ -104,8 +104,7 @@ func (p *process) fail(err error) {
 	p.pending = nil
 	p.mu.Unlock()
 	close(p.ended)
-	// It may be dead already. It has nothing that it could have to put in order.
-	_ = p.child.cmd.Process.Kill()
+	p.child.kill()
 	p.child.hangUp()
 	for _, c := range calls {
 		c.reply <- reply{err: err}

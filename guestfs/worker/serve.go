@@ -78,7 +78,7 @@ type server struct {
 	remotes     *remotes
 	readers     inspect.Readers
 	confinement Confinement
-	guest       *inspect.Guest
+	guest       volumes
 	files       files
 
 	mu    sync.Mutex

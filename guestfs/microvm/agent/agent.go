@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,8 @@ type Request struct {
 type Reply struct {
 	Error string       `json:"error,omitempty"`
 	Info  guestfs.Info `json:"info"`
+	// Root is the inode of the root directory.
+	Root guestfs.Inode `json:"root"`
 	// Replayed says that the kernel replayed a journal.
 	Replayed bool `json:"replayed,omitempty"`
 	// Messages are the kernel's last words, where something failed.
@@ -95,7 +98,11 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if _, err := port.Write(append(b, '\n')); err != nil || fsys == nil {
+	if _, err := port.Write(append(b, '\n')); err != nil {
+		return err
+	}
+	if fsys == nil {
+		_, err := io.Copy(io.Discard, in) // the host has yet to read the reply, and ends the machine
 		return err
 	}
 	defer fsys.Close()
@@ -174,7 +181,7 @@ func tryMount(l *loader, req Request) (*kernelfs.FS, Reply, error) {
 	if err != nil {
 		return nil, reply, err
 	}
-	reply.Info = fsys.Info()
+	reply.Info, reply.Root = fsys.Info(), fsys.Root()
 	return fsys, reply, nil
 }
 

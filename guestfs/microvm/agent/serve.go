@@ -4,6 +4,8 @@ import (
 	"os"
 
 	"lifeboat/guestfs/kernelfs"
+	"lifeboat/guestfs/worker"
 )
 
-func serve(*os.File, *kernelfs.FS) error { select {} }
+// serve answers questions about files until the host has gone.
+func serve(port *os.File, fsys *kernelfs.FS) error { return worker.ServeFS(port, fsys) }
