@@ -1,14 +1,8 @@
 package vddk_test
 
 import (
-	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
-	"net/http"
-	"net/http/httptest"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -89,18 +83,13 @@ func BenchmarkVDDK(b *testing.B) {
 	benchmark(b, func(b *testing.B, raw string) vddk.Request { return libraryRequest(b, install(b), raw) })
 }
 
+// BenchmarkFolder goes through package vsphere and TLS to the simulated vCenter,
+// which shares the processors with us.
 func BenchmarkFolder(b *testing.B) {
-	benchmark(b, func(b *testing.B, raw string) vddk.Request {
-		server := httptest.NewTLSServer(http.FileServer(http.Dir(filepath.Dir(raw))))
-		b.Cleanup(server.Close)
-		client := server.Client()
-		client.Transport.(*http.Transport).MaxIdleConnsPerHost = 8
-		client.Transport.(*http.Transport).TLSClientConfig.MinVersion = tls.VersionTLS12
-		return vddk.Request{
-			Size: benchSize, Path: "[ds] " + filepath.Base(raw),
-			Files: &webStore{client: client, url: server.URL + "/"},
-		}
-	})
+	img := disktest.Random(99, benchSize, 0.9)
+	_, c, vm := simulated(b, img)
+	req := frozen(b, c, vm)
+	benchmark(b, func(*testing.B, string) vddk.Request { return req })
 }
 
 // BenchmarkNFC includes the export: it is what reading waits for.
@@ -118,42 +107,4 @@ func BenchmarkNFC(b *testing.B) {
 		}
 		src.Close()
 	}
-}
-
-// webStore reads ranges over HTTPS.
-type webStore struct {
-	client *http.Client
-	url    string
-}
-
-func (s *webStore) get(ctx context.Context, method, path string, off, n int64) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, s.url+filepath.Base(path[len("[ds] "):]), nil)
-	if err != nil {
-		return nil, err
-	}
-	if n > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
-	}
-	return s.client.Do(req)
-}
-
-func (s *webStore) ReadRange(ctx context.Context, path string, off int64, p []byte) (int, error) {
-	resp, err := s.get(ctx, http.MethodGet, path, off, int64(len(p)))
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusPartialContent {
-		return 0, errors.New(resp.Status)
-	}
-	return io.ReadFull(resp.Body, p)
-}
-
-func (s *webStore) Size(ctx context.Context, path string) (int64, error) {
-	resp, err := s.get(ctx, http.MethodHead, path, 0, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	return resp.ContentLength, nil
 }
