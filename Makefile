@@ -17,6 +17,7 @@ help: ## what can be made
 build: ## bin/lifeboat, one static binary, and its helper for VMware's library
 	$(GO) build -trimpath -o $(BIN)/lifeboat ./cmd/lifeboat
 	$(GO) build -trimpath -o $(BIN)/lifeboat-vddk ./cmd/lifeboat-vddk
+	$(GO) build -trimpath -ldflags="-s -w" -o $(BIN)/lifeboat-agent ./cmd/lifeboat-agent
 
 demo: ## boot a VM from its backup, kill the server under it, move it while it runs
 	tools/provision.sh demo
