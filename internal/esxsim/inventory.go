@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	vimfault "github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/simulator/esx"
@@ -125,9 +127,16 @@ func (s *Sim) addNetworks(client *vim25.Client) error {
 		ns := object.NewHostNetworkSystem(client, *h.obj.ConfigManager.NetworkSystem)
 		for _, name := range s.opts.Networks {
 			spec := types.HostPortGroupSpec{Name: name, VswitchName: "vSwitch0"}
-			if err := ns.AddPortGroup(s.ctx, spec); err != nil {
+			// The second host has a network of the same name: one network for vCenter.
+			if err := ns.AddPortGroup(s.ctx, spec); err != nil && !vimfault.Is(err, &types.DuplicateName{}) {
 				return fmt.Errorf("network %q: %w", name, err)
 			}
+			n, ok := s.network(name)
+			if !ok {
+				return fmt.Errorf("network %q was not made", name)
+			}
+			networks := append(slices.Clone(h.obj.Network), n.Reference())
+			s.reg.Update(s.background(), h.obj, []types.PropertyChange{{Name: "network", Val: networks}})
 		}
 	}
 	return nil
