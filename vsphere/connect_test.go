@@ -86,12 +86,14 @@ func TestTrust(t *testing.T) {
 	}
 	var log bytes.Buffer
 	for name, edit := range map[string]func(*vsphere.Options){
-		"known_hosts":    func(o *vsphere.Options) { o.KnownHosts = s.KnownHosts() },
-		"list of files":  func(o *vsphere.Options) { o.KnownHosts = "/nowhere" + string(filepath.ListSeparator) + s.KnownHosts() },
-		"authority":      func(o *vsphere.Options) { o.CAFile = s.CAFile() },
-		"thumbprint":     func(o *vsphere.Options) { o.Thumbprint = s.Thumbprint() },
-		"as openssl has": func(o *vsphere.Options) { o.Thumbprint = "sha256:" + strings.ToLower(strings.ReplaceAll(s.Thumbprint(), ":", "")) },
-		"insecure":       func(o *vsphere.Options) { o.Insecure, o.Logger = true, slog.New(slog.NewTextHandler(&log, nil)) },
+		"known_hosts":   func(o *vsphere.Options) { o.KnownHosts = s.KnownHosts() },
+		"list of files": func(o *vsphere.Options) { o.KnownHosts = "/nowhere" + string(filepath.ListSeparator) + s.KnownHosts() },
+		"authority":     func(o *vsphere.Options) { o.CAFile = s.CAFile() },
+		"thumbprint":    func(o *vsphere.Options) { o.Thumbprint = s.Thumbprint() },
+		"as openssl has": func(o *vsphere.Options) {
+			o.Thumbprint = "sha256:" + strings.ToLower(strings.ReplaceAll(s.Thumbprint(), ":", ""))
+		},
+		"insecure": func(o *vsphere.Options) { o.Insecure, o.Logger = true, slog.New(slog.NewTextHandler(&log, nil)) },
 	} {
 		if err := try(edit); err != nil {
 			t.Errorf("%s: %v", name, err)

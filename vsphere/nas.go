@@ -89,15 +89,23 @@ func (c *Client) whoseMount(ctx context.Context, host Ref, n NAS, refine func(er
 	if err != nil {
 		return "", refine(ErrNameTaken, "a datastore of this name, or this export, is there already")
 	}
+	var elsewhere error // under another name, on another host: one datastore has one name
 	for _, m := range mounts {
-		if m.Host != host || m.Path != n.Path || !strings.EqualFold(m.Server, n.Server) {
+		if m.Path != n.Path || !strings.EqualFold(m.Server, n.Server) {
 			continue
 		}
 		already := &MountedError{Host: m.HostName, Name: m.Name, Server: m.Server, Path: m.Path}
-		if m.Name == n.Name {
+		switch {
+		case m.Host == host && m.Name == n.Name:
 			return m.Datastore, already
+		case m.Host == host:
+			return "", already
+		case m.Name != n.Name:
+			elsewhere = already
 		}
-		return "", already
+	}
+	if elsewhere != nil {
+		return "", elsewhere
 	}
 	return "", refine(ErrNameTaken, fmt.Sprintf("another datastore is called %q; rename one of them", n.Name))
 }
