@@ -76,3 +76,19 @@ func WithGuest(ctx context.Context, repo *store.Repository, ref string, opts Gue
 	}
 	return nil
 }
+
+// PlaceIn is the place of another reference to the same restore point. One that
+// begins with a slash, a volume or a drive needs no point.
+func PlaceIn(ctx context.Context, repo *store.Repository, g *Guest, ref string) (string, error) {
+	if _, _, err := g.Locate(ctx, ref); err == nil {
+		return ref, nil
+	}
+	f, err := ResolveFile(ctx, repo, ref)
+	if err != nil {
+		return "", err
+	}
+	if f.Point.ID != g.Point.ID {
+		return "", fmt.Errorf("%w: %q is in another restore point than the first place", ErrUsage, ref)
+	}
+	return f.Place, nil
+}

@@ -37,6 +37,7 @@ func (p *program) filesCommand() *cli.Command {
 				Description: "A named stream of Windows is PLACE:STREAM.\n\n" + placeHelp,
 				Action:      p.withPlace(p.filesCat),
 			},
+			p.filesGetCommand(),
 		},
 	}
 }
