@@ -70,6 +70,9 @@ func (s *Sim) newVM(spec VMSpec) (*vm, error) {
 	if err != nil {
 		return nil, err
 	}
+	if v.guest, err = s.newGuest(spec); err != nil {
+		return nil, err
+	}
 	stem := fileStem(spec.Name)
 	v.vmx = dsPath{ds, stem + "/" + stem + ".vmx"}
 	if err := ds.vol.change(opMkdir, stem, ""); err != nil {

@@ -21,7 +21,7 @@ type base struct {
 	// of the mo package, pass over this one instead of panicking.
 	Object mo.SearchIndex
 	Self   ref
-	s    *Sim
+	s      *Sim
 }
 
 // Reference is the dispatcher's own place in the registry.
@@ -53,9 +53,9 @@ func (s *Sim) dispatchers() map[string]mo.Reference {
 		"Task":                   &taskCalls{b("Task")},
 		"PropertyCollector":      &collectorCalls{b("Collector")},
 		"HttpNfcLease":           &leaseCalls{b("Lease")},
-		"GuestOperationsManager": &guestCalls{base: b("Guest")},
 		"GuestFileManager":       &guestCalls{base: b("Guest")},
 		"GuestProcessManager":    &guestCalls{base: b("Guest")},
+		"GuestAuthManager":       &guestCalls{base: b("Guest")},
 	}
 }
 

@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"path"
 	"strings"
-
-	"github.com/vmware/govmomi/vim25/types"
 )
 
 // serveFolder is a datastore's files over HTTP: GET with ranges, HEAD, PUT and
@@ -73,15 +71,21 @@ func folderError(w http.ResponseWriter, err error) {
 	}
 }
 
-// inUse: the file is the top of a disk of a VM that is on, which holds it alone.
-// What a snapshot froze is only read, and can be read by others. Sim.mu is held.
+// inUse: a VM that is on holds the file: the data of a disk's top for itself,
+// everything below, and the descriptors, against writers. What a snapshot froze
+// can be read. Sim.mu is held.
 func (s *Sim) inUse(at dsPath, writing bool) bool {
 	for _, v := range s.vms {
-		on := v.power == types.VirtualMachinePowerStatePoweredOn
+		if !v.holdsDisks() {
+			continue
+		}
 		for _, d := range v.disks {
 			for l := d.top; l != nil; l = l.parent {
-				if l.at.ds == at.ds && (l.data == at.path || l.at.path == at.path && writing) && (writing && on || l == d.top && on) {
-					return l.at.path != at.path || writing
+				if l.at.ds != at.ds || l.data != at.path && l.at.path != at.path {
+					continue
+				}
+				if writing || l == d.top && l.data == at.path {
+					return true
 				}
 			}
 		}

@@ -70,6 +70,7 @@ func (s *Sim) buildInventory() error {
 			return err
 		}
 	}
+	s.addGuestAuth()
 	s.installHandler()
 	return nil
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -350,11 +349,3 @@ func (s *Sim) destroyDatastore(this ref) types.BaseMethodFault {
 func (d *datastoreCalls) RefreshDatastore(_ *simulator.Context, req *types.RefreshDatastore) soap.HasFault {
 	return &methods.RefreshDatastoreBody{Res: &types.RefreshDatastoreResponse{}}
 }
-
-var _ mo.Reference = (*base)(nil)
-
-type browserCalls struct{ base }
-
-type fileCalls struct{ base }
-
-type poolCalls struct{ base }

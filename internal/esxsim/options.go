@@ -48,6 +48,9 @@ type Options struct {
 	// CBTWindow is how many bytes of a disk one QueryChangedDiskAreas looks at;
 	// 0 means 64 GiB. Small ones make answers without any area.
 	CBTWindow int64
+	// LeaseTimeout is how long an HttpNfcLease lives without progress; 0 means
+	// 5 min, as on a host.
+	LeaseTimeout time.Duration
 	// InstanceUUID is the vCenter's; empty means a random one.
 	InstanceUUID string
 	Logger       *slog.Logger
@@ -81,6 +84,12 @@ type VMSpec struct {
 	TPM        bool
 	Annotation string
 	Extra      map[string]string // further .vmx keys
+	// GuestDir is the directory that guest operations see as the guest's /;
+	// empty: one of the simulation's. GuestUser and GuestPassword log in;
+	// empty: root and guest. GuestProgram is what a program does, told its
+	// path, its arguments and GuestDir; it returns the exit code.
+	GuestDir, GuestUser, GuestPassword string
+	GuestProgram                       func(program, arguments, dir string) int
 	// LinkedFrom is the name of an earlier VM that this one is a linked clone
 	// of: its disks are deltas on that VM's, which gets a snapshot for it.
 	LinkedFrom string
@@ -128,6 +137,7 @@ func (o Options) withDefaults() (Options, error) {
 	def(&o.APDTimeout, 140*time.Second)
 	def(&o.LockTimeout, 35*time.Second)
 	def(&o.CBTWindow, 64<<30)
+	def(&o.LeaseTimeout, 5*time.Minute)
 	def(&o.InstanceUUID, randomUUID())
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -104,12 +104,17 @@ func (d *vmCalls) ShutdownGuest(_ *simulator.Context, req *types.ShutdownGuest) 
 }
 
 func (d *vmCalls) powerTask(ctx *simulator.Context, method string, this ref, f func(context.Context, *vm) types.BaseMethodFault) (ref, *soap.Fault) {
+	return d.powerTaskResult(ctx, method, this, func(ctx context.Context, v *vm) (any, types.BaseMethodFault) { return nil, f(ctx, v) })
+}
+
+// powerTaskResult runs f, without Sim.mu, as a task that has the VM for itself.
+func (d *vmCalls) powerTaskResult(ctx *simulator.Context, method string, this ref, f func(context.Context, *vm) (any, types.BaseMethodFault)) (ref, *soap.Fault) {
 	v, bad := d.s.find(this)
 	if bad != nil {
 		return ref{}, bad
 	}
 	return d.s.startTask(ctx, method, this, v, true, func(ctx context.Context, _ func(int)) (any, types.BaseMethodFault) {
-		return nil, f(ctx, v)
+		return f(ctx, v)
 	})
 }
 

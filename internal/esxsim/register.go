@@ -86,7 +86,7 @@ func (s *Sim) placeFor(folder ref, pool, on *ref, file string, template bool) (*
 	if f != nil {
 		return nil, f
 	}
-	v := &vm{sim: s, folder: folder, pool: s.pool, vmx: at, power: poweredOff, template: template, extra: map[string]string{}}
+	v := &vm{sim: s, folder: folder, pool: s.pool, vmx: at, power: poweredOff, template: template, tools: true, extra: map[string]string{}}
 	if pool == nil && !template {
 		return nil, &types.InvalidArgument{InvalidProperty: "pool"}
 	}
