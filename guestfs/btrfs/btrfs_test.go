@@ -1,0 +1,100 @@
+package btrfs_test
+
+import (
+	"errors"
+	"testing"
+
+	"lifeboat/disk"
+	"lifeboat/guestfs"
+	"lifeboat/guestfs/btrfs"
+	"lifeboat/guestfs/guestfstest"
+)
+
+// variant is a way to lay a file system out, and to write to it.
+type variant struct {
+	devices int
+	mkfs    []string
+	mount   string
+}
+
+var variants = map[string]variant{
+	"default":       {1, nil, ""},
+	"single":        {1, []string{"-m", "single", "-O", "^no-holes"}, "max_inline=0"},
+	"dup xxhash":    {1, []string{"-d", "dup", "-m", "dup", "--csum", "xxhash"}, ""},
+	"sha256":        {1, []string{"--csum", "sha256", "-n", "4096"}, ""},
+	"blake2":        {1, []string{"--csum", "blake2", "-n", "65536"}, ""},
+	"mixed":         {1, []string{"-M"}, ""},
+	"zlib":          {1, nil, "compress-force=zlib"},
+	"lzo":           {1, nil, "compress-force=lzo"},
+	"zstd":          {1, nil, "compress-force=zstd"},
+	"no sums":       {1, nil, "nodatasum"},
+	"raid0":         {3, []string{"-d", "raid0", "-m", "raid1"}, ""},
+	"raid1":         {2, []string{"-d", "raid1", "-m", "raid1"}, "compress=lzo"},
+	"raid1c3":       {4, []string{"-d", "raid1c3", "-m", "raid1c4"}, ""},
+	"raid10":        {4, []string{"-d", "raid10", "-m", "raid10"}, "compress-force=zstd"},
+	"raid5":         {3, []string{"-d", "raid5", "-m", "raid5"}, ""},
+	"raid6":         {4, []string{"-d", "raid6", "-m", "raid6"}, ""},
+	"single of two": {2, []string{"-d", "single", "-m", "dup"}, ""},
+}
+
+const imageSize = 256 << 20
+
+func format(t testing.TB, v variant) []string {
+	t.Helper()
+	var images []string
+	for range v.devices {
+		images = append(images, guestfstest.NewImage(t, imageSize))
+	}
+	guestfstest.Run(t, "mkfs.btrfs", append(append([]string{"-q", "-f"}, v.mkfs...), images...)...)
+	return images
+}
+
+func open(t testing.TB, images ...string) *btrfs.FS {
+	t.Helper()
+	var imgs []disk.Image
+	for _, image := range images {
+		img, err := disk.Open(t.Context(), image, disk.OpenOptions{Format: disk.FormatRaw})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { img.Close() })
+		imgs = append(imgs, img)
+	}
+	fsys, err := btrfs.Open(t.Context(), imgs[0], imgs[1:]...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fsys
+}
+
+// TestAgainstKernel: the whole tree, as the kernel shows it, for every variant.
+func TestAgainstKernel(t *testing.T) {
+	guestfstest.NeedMount(t, "btrfs", "mkfs.btrfs")
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			images := format(t, v)
+			dir, unmount := guestfstest.MountDevices(t, images, "btrfs", v.mount)
+			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 1, Entries: 200, MaxFile: 300_000, NoBigXattrs: true})
+			unmount()
+			dir, _ = guestfstest.MountDevices(t, images, "btrfs", "ro,noatime,subvolid=5")
+			fsys := open(t, images...)
+			if n := guestfstest.Compare(t, fsys, dir, guestfstest.Compared{}); n < 200 {
+				t.Errorf("only %d entries were compared", n)
+			}
+			if info := fsys.Info(); info.State != guestfs.Clean || info.Type != "btrfs" {
+				t.Errorf("info: %+v", info)
+			}
+		})
+	}
+}
+
+// TestNotBtrfs: what is no such file system says so.
+func TestNotBtrfs(t *testing.T) {
+	for _, size := range []int64{0, 1000, 70_000, 1 << 20} {
+		img := disk.Bytes(t.Context(), make([]byte, size))
+		if _, err := btrfs.Open(t.Context(), img); !errors.Is(err, guestfs.ErrNoFS) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
