@@ -59,6 +59,8 @@ type Restored struct {
 	Notes    []string         `json:"notes,omitempty"`
 	// Snapshot is the safety snapshot of a VM that was written over.
 	Snapshot string `json:"snapshot,omitempty"`
+	// SafetyPoint is the restore point of it that was made first.
+	SafetyPoint string `json:"safety_point,omitempty"`
 }
 
 // RestoredDisk is what was done to one disk.
@@ -322,7 +324,7 @@ func (s *State) restoreHandler(ctx context.Context, c *vsphere.Client, in Intent
 		return "", err
 	}
 	if snapshot := in.Object["snapshot"]; snapshot != "" {
-		return fmt.Sprintf("VM %q was being written over: it is part old, part new; restore it again, or revert to its snapshot %q", in.Object["name"], snapshot), nil
+		return fmt.Sprintf("VM %q was being written over: it may be part old, part new; restore it again, or revert to its snapshot %q, if it has that", in.Object["name"], snapshot), nil
 	}
 	there, err := w.removeHalfMade(ctx, in.Object["note"])
 	if !there {

@@ -23,9 +23,12 @@ type RestoreOverRequest struct {
 	// PowerOff switches the VM off first; otherwise one that is on is refused.
 	PowerOff bool
 	PowerOn  bool // afterwards
-	// NoSnapshot does without the safety snapshot: there is no way back then. Some
+	// NoSnapshot does without the safety snapshot: there is no way back then. Most
 	// transports can only write disks without snapshots.
 	NoSnapshot bool
+	// SafetyPoint makes a restore point of the VM as it is, in place of the
+	// snapshot.
+	SafetyPoint bool
 
 	Transports Transports
 	Parallel   int
@@ -41,7 +44,10 @@ type RestoreOverRequest struct {
 //
 // The order: intent → VM off → safety snapshot (what the VM was until now) →
 // areas that changed → blocks that differ are written to the disks above the
-// snapshot. It stays: a person removes it when content, or reverts to it.
+// snapshot. It stays: a person removes it when content, or reverts to it. Where
+// nothing can write above a snapshot, a restore point takes its place (SafetyPoint)
+// and the snapshot, which change tracking needs for its answer, goes before
+// anything is written.
 func RestoreOver(ctx context.Context, st *State, repo *store.Repository, vc *vsphere.Client, req RestoreOverRequest) (_ *Restored, err error) {
 	w, err := newVSphereWork(ctx, st, vc, req.Logger, req.hook)
 	if err != nil {
@@ -69,9 +75,20 @@ func RestoreOver(ctx context.Context, st *State, repo *store.Repository, vc *vsp
 	}
 	out, err := o.run(ctx, name, req)
 	if err != nil && o.touched {
-		err = fmt.Errorf("VM %q is part old, part new: restore it again, or revert to its snapshot %q: %w", o.vm.Name, name, err)
+		err = fmt.Errorf("VM %q is part old, part new: restore it again, or go back to how it was (%s): %w", o.vm.Name, o.wayBack(name, req), err)
 	}
 	return out, errors.Join(err, st.done(intent.ID))
+}
+
+// wayBack says how to have the VM as it was before.
+func (o *overwriting) wayBack(snapshot string, req RestoreOverRequest) string {
+	switch {
+	case req.SafetyPoint:
+		return "restore its newest point"
+	case req.NoSnapshot:
+		return "there is none"
+	}
+	return "revert to its snapshot " + snapshot
 }
 
 type overwriting struct {
@@ -126,6 +143,14 @@ func (o *overwriting) run(ctx context.Context, name string, req RestoreOverReque
 			return nil, err
 		}
 	}
+	out := &Restored{Point: o.point.ID, VM: o.vm.Name, Identity: o.vm.Identity, Snapshot: name}
+	if req.SafetyPoint {
+		pt, err := o.safetyPoint(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		out.SafetyPoint = pt
+	}
 	snapshot, err := o.vc.CreateSnapshot(ctx, o.vm.Ref, vsphere.SnapshotSpec{
 		Name: name, Description: "The VM as it was before Lifeboat restored it from point " + o.point.ID + ". Revert to it to go back; remove it when content.",
 	})
@@ -133,12 +158,11 @@ func (o *overwriting) run(ctx context.Context, name string, req RestoreOverReque
 		return nil, err
 	}
 	o.at("snapshot")
-	out := &Restored{Point: o.point.ID, VM: o.vm.Name, Identity: o.vm.Identity, Snapshot: name}
 	todo, how := make([]areas, len(o.point.Disks)), make([]string, len(o.point.Disks))
 	for n, d := range o.point.Disks {
 		todo[n], how[n] = o.changed(ctx, snapshot, d)
 	}
-	if req.NoSnapshot {
+	if req.NoSnapshot || req.SafetyPoint {
 		out.Snapshot = ""
 		if err := o.vc.RemoveSnapshot(ctx, snapshot, vsphere.RemoveOptions{}); err != nil {
 			return nil, err
@@ -154,6 +178,11 @@ func (o *overwriting) run(ctx context.Context, name string, req RestoreOverReque
 		return got, err
 	})
 	if err != nil {
+		if !o.touched && out.Snapshot != "" {
+			clean, cancel := afterwards(ctx)
+			defer cancel()
+			err = errors.Join(err, o.vc.RemoveSnapshot(clean, snapshot, vsphere.RemoveOptions{}))
+		}
 		return nil, err
 	}
 	o.at("written")
@@ -163,6 +192,20 @@ func (o *overwriting) run(ctx context.Context, name string, req RestoreOverReque
 		}
 	}
 	return out, nil
+}
+
+// safetyPoint makes a restore point of the VM as it is now.
+func (o *overwriting) safetyPoint(ctx context.Context, req RestoreOverRequest) (string, error) {
+	report, err := o.state.BackupVMs(ctx, o.repo, o.vc, BackupVMsRequest{
+		Patterns: []string{o.vm.Identity.VM}, NoQuiesce: true, Transports: req.Transports, Tool: "restore", Logger: o.log,
+	})
+	if err != nil && !errors.Is(err, ErrPartial) {
+		return "", fmt.Errorf("the VM as it is could not be backed up first, and nothing is written over it: %w", err)
+	}
+	if len(report.VMs) != 1 || report.VMs[0].Point == "" {
+		return "", fmt.Errorf("the VM as it is could not be backed up first: %w", ErrPartial)
+	}
+	return report.VMs[0].Point, nil
 }
 
 // changed is what may differ from the point, and how that is known. What the
@@ -202,7 +245,7 @@ func (o *overwriting) overwrite(ctx context.Context, vm *vsphere.VM, n int, img 
 	target, _ := o.diskOf(vm, d)
 	dev, err := vddk.OpenWrite(ctx, o.transports.request(o.vc, vm, "", target), o.transports.options(nil, o.log))
 	if err != nil {
-		return out, fmt.Errorf("%w; a disk with a snapshot can be written through VMware's library or hotadd only; --no-snapshot does without it, and without a way back", err)
+		return out, fmt.Errorf("%w; a disk with a snapshot can be written through VMware's library or hotadd only; --safety-point makes a restore point first in its place, --no-snapshot does without a way back", err)
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
 	if t, ok := dev.(interface{ Transport() string }); ok {

@@ -26,6 +26,7 @@ func (p *program) restoreCommand() *cli.Command {
 		&cli.BoolFlag{Name: "over", Usage: "write over the VM that was backed up: only what differs, after a snapshot"},
 		&cli.StringFlag{Name: "over-vm", Usage: "write over this `VM`"},
 		&cli.BoolFlag{Name: "no-snapshot", Usage: "with --over: no safety snapshot, and no way back"},
+		&cli.BoolFlag{Name: "safety-point", Usage: "with --over: make a restore point of the VM as it is first, in place of the snapshot"},
 		&cli.BoolFlag{Name: "power-off", Usage: "with --over: switch the VM off first"},
 		&cli.BoolFlag{Name: "power-on", Usage: "switch it on afterwards"},
 		&cli.BoolFlag{Name: "yes", Usage: "do not ask"},
@@ -124,7 +125,7 @@ func (p *program) restoreOver(c *cli.Context, w vsphereCommand, repo *store.Repo
 		return nil, err
 	}
 	req := appliance.RestoreOverRequest{
-		Point: pt, VM: c.String("over-vm"), PowerOff: c.Bool("power-off"), PowerOn: c.Bool("power-on"), NoSnapshot: c.Bool("no-snapshot"),
+		Point: pt, VM: c.String("over-vm"), PowerOff: c.Bool("power-off"), PowerOn: c.Bool("power-on"), NoSnapshot: c.Bool("no-snapshot"), SafetyPoint: c.Bool("safety-point"),
 		Started: started, Logger: p.log,
 	}
 	var err error
@@ -144,6 +145,9 @@ func (p *program) showRestored(r *appliance.Restored) error {
 	}
 	for _, note := range r.Notes {
 		fmt.Fprintf(p.stdout, "  note: %s\n", printable(note))
+	}
+	if r.SafetyPoint != "" {
+		fmt.Fprintf(p.stdout, "Restore point %s is how it was before.\n", r.SafetyPoint)
 	}
 	if r.Snapshot != "" {
 		fmt.Fprintf(p.stdout, "Its snapshot %q is how it was before: remove it when content.\n", r.Snapshot)
