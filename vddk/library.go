@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"net"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,6 +59,9 @@ func openLibrary(ctx context.Context, req Request, opts Options, modes string, w
 		modes = defaultModes
 	}
 	ask := libraryRequest(handover.Serve, lib, req)
+	if ask.Thumbprint, err = libraryThumbprint(ctx, ask.Server, uint16(ask.Port), req.Thumbprint); err != nil {
+		return nil, err
+	}
 	ask.Path, ask.Modes, ask.Write, ask.Buffers = req.Path, modes, write, opts.Buffers
 	if ask.Config == "" {
 		config, err := writeConfig(opts.Buffers)
@@ -83,15 +84,10 @@ func openLibrary(ctx context.Context, req Request, opts Options, modes string, w
 
 // libraryRequest is what all requests to a helper have in common.
 func libraryRequest(do string, lib located, req Request) handover.Request {
-	server, port := req.Server, uint32(0)
-	if host, p, err := net.SplitHostPort(server); err == nil {
-		if n, err := strconv.ParseUint(p, 10, 16); err == nil {
-			server, port = host, uint32(n)
-		}
-	}
+	server, port := serverOf(req.Server)
 	ask := handover.Request{
 		Do: do, Library: lib.file, Dir: lib.root, Config: req.Library.Config,
-		Server: server, Port: port, User: req.Username, Password: req.Password, Thumbprint: req.Thumbprint,
+		Server: server, Port: uint32(port), User: req.Username, Password: req.Password, Thumbprint: req.Thumbprint,
 		Identity: fmt.Sprintf("lifeboat-%d", req.Key),
 	}
 	if req.VM != "" {
@@ -267,7 +263,11 @@ func Cleanup(ctx context.Context, req Request, opts Options) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, opts.OpenTimeout, fmt.Errorf("%w: not cleaned up after %v", ErrHung, opts.OpenTimeout))
 	defer cancel()
-	h, conn, err := startHelper(ctx, lib, libraryRequest(handover.Cleanup, lib, req), opts.Logger)
+	ask := libraryRequest(handover.Cleanup, lib, req)
+	if ask.Thumbprint, err = libraryThumbprint(ctx, ask.Server, uint16(ask.Port), req.Thumbprint); err != nil {
+		return err
+	}
+	h, conn, err := startHelper(ctx, lib, ask, opts.Logger)
 	if err != nil {
 		return fmt.Errorf("clean up after VMware's library at %s: %w", req.VM, err)
 	}

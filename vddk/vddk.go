@@ -113,9 +113,9 @@ type Request struct {
 	// Server and so on are for VMware's library: transports nbdssl, nbd, san.
 	// The password is handed to the helper through a pipe and is neither in
 	// its arguments nor in its environment.
-	Server             string // host name or address, with an optional :port
+	Server             string // host name, address or URL, with an optional :port
 	Username, Password string
-	Thumbprint         string // of the server's certificate: SHA-1 in hexadecimal with colons
+	Thumbprint         string // of the server's certificate, SHA-1 or SHA-256; "" = the system's authorities vouch for it
 	VM, Snapshot       string // references: "vm-42", "snapshot-43"; a type in front ("VirtualMachine:") is dropped
 	Library            Library
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -77,19 +78,25 @@ func Connect(ctx context.Context, conn net.Conn, opts ClientOptions) (*Client, e
 	}
 	if err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("NBD handshake: %w", noEOF(err))
+		return nil, fmt.Errorf("NBD handshake: %w", kind(err))
 	}
 	conn.SetDeadline(time.Time{})
 	go c.receive()
 	return c, nil
 }
 
-// noEOF: nowhere in the protocol may the stream just end.
-func noEOF(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("%w: it was closed by the other side", ErrLost)
+// kind gives an error of the connection its kind.
+func kind(err error) error {
+	var refused *Error
+	switch {
+	case errors.Is(err, ErrProtocol), errors.As(err, &refused), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w (%w)", ErrTimeout, err)
+	case errors.Is(err, io.EOF): // which must not be taken for the end of a disk
+		return fmt.Errorf("%w: the other side closed it", ErrLost)
 	}
-	return err
+	return fmt.Errorf("%w: %w", ErrLost, err)
 }
 
 // Size is the disk's size in bytes.
@@ -237,10 +244,7 @@ func (c *Client) receive() {
 	for err == nil {
 		err = c.reply()
 	}
-	if !errors.Is(err, ErrProtocol) {
-		err = fmt.Errorf("%w: %w", ErrLost, noEOF(err))
-	}
-	c.fail(err)
+	c.fail(kind(err))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for cookie, k := range c.calls {

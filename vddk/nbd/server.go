@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 )
 
 // Backend is the disk that a server serves. Its methods are called by several
@@ -75,8 +76,10 @@ func Serve(conn net.Conn, backend Backend, opts ServerOptions) error {
 		opts.Gone()
 	}
 	s.work.Wait()
-	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-		return nil
+	for _, gone := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, gone) {
+			return nil
+		}
 	}
 	return err
 }
