@@ -236,12 +236,6 @@ func (s *source) Extents(ctx context.Context, within disk.Extent) iter.Seq2[disk
 	}
 }
 
-// allData is the extents of a port that knows no better.
-func allData(within disk.Extent) iter.Seq2[disk.Extent, error] {
-	within.Hole = false
-	return func(yield func(disk.Extent, error) bool) { yield(within, nil) }
-}
-
 // device makes a disk.Device of a writePort.
 type device struct {
 	*source
