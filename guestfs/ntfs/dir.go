@@ -34,6 +34,9 @@ func parseFileName(b []byte) (fileName, bool) {
 func (n fileName) flags() uint32   { return binary.LittleEndian.Uint32(n[56:]) }
 func (n fileName) namespace() byte { return n[65] }
 func (n fileName) units() []byte   { return n[fileNameHeader:] }
+func (n fileName) String() string  { return wtf8.DecodeBytes(n.units()) }
+
+func (n fileName) parent() guestfs.Inode { return guestfs.Inode(binary.LittleEndian.Uint64(n)) }
 
 // kind is the type of the entry, 0 where only the file itself can tell.
 func (n fileName) kind() uint32 {

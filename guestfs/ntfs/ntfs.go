@@ -76,6 +76,9 @@ func Open(ctx context.Context, img disk.Image) (*FS, error) {
 	if err != nil {
 		return nil, err
 	}
+	if f, err = f.recover(ctx); err != nil {
+		return nil, fmt.Errorf("ntfs: $LogFile: %w", err)
+	}
 	if fromCopy {
 		f.damaged("the boot sector is damaged, its copy was used")
 	}
@@ -106,7 +109,7 @@ func openVolume(ctx context.Context, img disk.Image, geo *geometry) (*FS, error)
 		return nil, fmt.Errorf("ntfs: $UpCase: %w", err)
 	}
 	f.used = sync.OnceValue(f.countUsed)
-	return f, f.checkLog(ctx)
+	return f, nil
 }
 
 // openMFT finds all of the MFT. Its first record says where it is; where that
