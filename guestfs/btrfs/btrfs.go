@@ -66,6 +66,7 @@ type FS struct {
 	v       *volume
 	nodes   *nodes
 	sums    view
+	logSums []view       // logs, for the checksums in them
 	subs    []*subvolume // the top level, and then by number
 	byID    map[uint64]*subvolume
 	decoded *decodedCache

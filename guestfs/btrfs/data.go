@@ -111,16 +111,18 @@ func (s *sumsOf) at(ctx context.Context, f *FS, at uint64) ([]byte, error) {
 	if i, ok := index(); ok {
 		return s.item.data[i : i+size], nil
 	}
-	if f.sums.empty() {
-		return nil, nil
-	}
-	it, ok, err := f.sums.floor(ctx, key{idExtentSum, kindSum, at})
-	if err != nil {
-		return nil, err
-	}
-	s.item, s.ok = it, ok && it.id == idExtentSum && it.kind == kindSum
-	if i, ok := index(); ok {
-		return s.item.data[i : i+size], nil
+	for _, v := range append(f.logSums[:len(f.logSums):len(f.logSums)], f.sums) { // what was synced is newer
+		if v.empty() {
+			continue
+		}
+		it, ok, err := v.floor(ctx, key{idExtentSum, kindSum, at})
+		if err != nil {
+			return nil, err
+		}
+		s.item, s.ok = it, ok && it.id == idExtentSum && it.kind == kindSum
+		if i, ok := index(); ok {
+			return s.item.data[i : i+size], nil
+		}
 	}
 	return nil, nil
 }

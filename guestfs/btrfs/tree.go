@@ -69,11 +69,25 @@ type item struct {
 	data []byte
 }
 
+// after is the key behind another; the last one is its own.
+func (k key) after() key {
+	switch {
+	case k.offset < ^uint64(0):
+		return key{k.id, k.kind, k.offset + 1}
+	case k.kind < 0xff:
+		return key{k.id, k.kind + 1, 0}
+	case k.id < ^uint64(0):
+		return key{k.id + 1, 0, 0}
+	}
+	return k
+}
+
 // pointer is where a node is, and what it must be.
 type pointer struct {
 	at         uint64
 	generation uint64
 	level      int
+	first      *key // nil for roots
 }
 
 // node is a node, checked.
@@ -98,7 +112,8 @@ func (n *node) item(i int) item {
 
 func (n *node) child(i int) pointer {
 	p := n.b[nodeHeader+i*childBytes+keyBytes:]
-	return pointer{at: binary.LittleEndian.Uint64(p), generation: binary.LittleEndian.Uint64(p[8:]), level: n.level - 1}
+	k := n.key(i)
+	return pointer{at: binary.LittleEndian.Uint64(p), generation: binary.LittleEndian.Uint64(p[8:]), level: n.level - 1, first: &k}
 }
 
 // after is the place of the first key that is greater.
@@ -131,7 +146,7 @@ func newNodes(v *volume, sb *superblock, limit int) *nodes {
 // read reads a node, whichever copy of it is good.
 func (c *nodes) read(ctx context.Context, p pointer) (*node, error) {
 	if n := c.get(p); n != nil {
-		return n, nil
+		return n, n.begins(p)
 	}
 	var first error
 	for mirror := range c.v.copies(p.at) {
@@ -141,7 +156,7 @@ func (c *nodes) read(ctx context.Context, p pointer) (*node, error) {
 			var n *node
 			if n, err = c.check(b, p); err == nil {
 				c.put(p, n)
-				return n, nil
+				return n, n.begins(p)
 			}
 		}
 		if ctx.Err() != nil {
@@ -152,6 +167,15 @@ func (c *nodes) read(ctx context.Context, p pointer) (*node, error) {
 		}
 	}
 	return nil, first
+}
+
+// begins checks that a node begins with the key that its parent has for it. So no
+// node is the child of two, and no tree larger than the volume.
+func (n *node) begins(p pointer) error {
+	if p.first != nil && (n.n == 0 || n.key(0) != *p.first) {
+		return corrupt("the node at %d does not begin with the key that its parent has", p.at)
+	}
+	return nil
 }
 
 // check verifies that b is the node that p means.

@@ -2,28 +2,35 @@ package btrfs
 
 import (
 	"context"
+	"slices"
 	"sort"
 )
 
 // view is a tree as it will be when the log has been replayed: its items, and what
-// takes their place. Until then, there are no changes.
+// takes their place.
 type view struct {
 	tree
-	changed *changes
+	changed *changes // nil: nothing
 }
 
-// changes are items that take the place of those of a tree, by key; of no data,
-// that go.
+// changes are items that take the place of those of a tree. They are kept in runs
+// of keys, so that they can be many.
 type changes struct {
-	keys  []key // ascending
+	runs  [][]key // ascending, none empty
 	items map[key]change
 	bytes int
 }
 
+// change is what an item is now, or that it is gone.
 type change struct {
 	data []byte
 	gone bool
 }
+
+const (
+	maxRun         = 512
+	bytesPerChange = 120 // in memory, besides the data
+)
 
 func newChanges() *changes { return &changes{items: map[key]change{}} }
 
@@ -34,16 +41,43 @@ func (c *changes) set(k key, ch change) {
 	if ok {
 		return
 	}
-	c.bytes += 100 // what it takes to find it
-	i := c.from(k)
-	c.keys = append(c.keys, key{})
-	copy(c.keys[i+1:], c.keys[i:])
-	c.keys[i] = k
+	c.bytes += bytesPerChange
+	if len(c.runs) == 0 {
+		c.runs = [][]key{{k}}
+		return
+	}
+	r := max(0, c.run(k))
+	at := sort.Search(len(c.runs[r]), func(i int) bool { return k.less(c.runs[r][i]) })
+	c.runs[r] = slices.Insert(c.runs[r], at, k)
+	if n := len(c.runs[r]); n > maxRun {
+		c.runs = slices.Insert(c.runs, r+1, slices.Clone(c.runs[r][n/2:]))
+		c.runs[r] = c.runs[r][:n/2]
+	}
 }
 
-// from is the place of the first key that is not less.
-func (c *changes) from(k key) int {
-	return sort.Search(len(c.keys), func(i int) bool { return !c.keys[i].less(k) })
+// run is the last run that begins with a key or before it; -1 where none does.
+func (c *changes) run(k key) int {
+	return sort.Search(len(c.runs), func(i int) bool { return k.less(c.runs[i][0]) }) - 1
+}
+
+// floor is the last change whose key is not greater.
+func (c *changes) floor(k key) (key, bool) {
+	r := c.run(k)
+	if r < 0 {
+		return k, false
+	}
+	return c.runs[r][sort.Search(len(c.runs[r]), func(i int) bool { return k.less(c.runs[r][i]) })-1], true
+}
+
+// ceil is the first change whose key is not less.
+func (c *changes) ceil(k key) (key, bool) {
+	r := max(0, c.run(k))
+	for ; r < len(c.runs); r++ {
+		if i := sort.Search(len(c.runs[r]), func(i int) bool { return !c.runs[r][i].less(k) }); i < len(c.runs[r]) {
+			return c.runs[r][i], true
+		}
+	}
+	return k, false
 }
 
 // empty reports whether there is no tree at all.
@@ -59,14 +93,10 @@ func (v view) floor(ctx context.Context, k key) (item, bool, error) {
 		if err != nil {
 			return it, false, err
 		}
-		i := v.changed.from(k)
-		if i < len(v.changed.keys) && v.changed.keys[i] == k {
-			i++
-		}
-		if i == 0 || ok && v.changed.keys[i-1].less(it.key) {
+		at, changed := v.changed.floor(k)
+		if !changed || ok && at.less(it.key) {
 			return it, ok, nil
 		}
-		at := v.changed.keys[i-1]
 		if ch := v.changed.items[at]; !ch.gone {
 			return item{at, ch.data}, true, nil
 		}
@@ -78,23 +108,35 @@ func (v view) floor(ctx context.Context, k key) (item, bool, error) {
 
 // get finds an item.
 func (v view) get(ctx context.Context, k key) (item, bool, error) {
-	it, ok, err := v.floor(ctx, k)
+	if v.changed != nil {
+		if ch, ok := v.changed.items[k]; ok {
+			return item{k, ch.data}, !ch.gone, nil
+		}
+	}
+	it, ok, err := v.tree.floor(ctx, k)
 	return it, ok && it.key == k, err
 }
 
-// scan hands over the items from a key on, in order, until yield reports false.
+// scan hands over the items from a key on, in order, until yield reports false,
+// which must not change anything.
 func (v view) scan(ctx context.Context, from key, yield func(item) bool) error {
 	if v.changed == nil {
 		return v.tree.scan(ctx, from, yield)
 	}
-	i := v.changed.from(from)
 	more := true
+	at, left := v.changed.ceil(from)
 	// upTo hands over the changes in front of a key.
 	upTo := func(before func(key) bool) {
-		for ; more && i < len(v.changed.keys) && before(v.changed.keys[i]); i++ {
-			if ch := v.changed.items[v.changed.keys[i]]; !ch.gone {
-				more = yield(item{v.changed.keys[i], ch.data})
+		for more && left && before(at) {
+			if ch := v.changed.items[at]; !ch.gone {
+				more = yield(item{at, ch.data})
 			}
+			next := at.after()
+			if next == at {
+				left = false
+				return
+			}
+			at, left = v.changed.ceil(next)
 		}
 	}
 	err := v.tree.scan(ctx, from, func(it item) bool {
@@ -115,4 +157,14 @@ func (v view) of(ctx context.Context, id uint64, kind byte, offset uint64, yield
 	return v.scan(ctx, key{id, kind, offset}, func(it item) bool {
 		return it.id == id && it.kind == kind && yield(it)
 	})
+}
+
+// all is all of them, so that something can be changed on the way.
+func (v view) all(ctx context.Context, id uint64, kind byte, offset uint64) ([]item, error) {
+	var out []item
+	err := v.of(ctx, id, kind, offset, func(it item) bool {
+		out = append(out, it)
+		return len(out) < maxLogged
+	})
+	return out, err
 }

@@ -37,6 +37,7 @@ type Compared struct {
 	NoDirLinks  bool                             // link count of directories
 	NoAllocated bool                             // bytes on the volume
 	Granularity time.Duration                    // of the peer's times; 0: exact
+	Mounted     time.Time                        // later times of the peer are what it did while it mounted; zero: there are none
 	Skip        func(path string) bool           // what is not looked at, by path in the file system
 	Xattr       func(name string) (string, bool) // renames an attribute of the peer, or leaves it out
 }
@@ -229,6 +230,9 @@ func (c *comparison) time(path, what string, got time.Time, want unix.StatxTimes
 		return
 	}
 	w := time.Unix(want.Sec, int64(want.Nsec))
+	if !c.opts.Mounted.IsZero() && w.After(c.opts.Mounted) {
+		return
+	}
 	if got.IsZero() && want.Sec == 0 {
 		return // a time that there is not; the peer has to show something
 	}
