@@ -21,6 +21,9 @@ func (g *Guest) findSystems(ctx context.Context) {
 		if s := g.linux(ctx, i, fsys); s != nil {
 			g.report.Systems = append(g.report.Systems, *s)
 		}
+		if s := g.windows(ctx, i, fsys); s != nil {
+			g.report.Systems = append(g.report.Systems, *s)
+		}
 	}
 	for _, s := range g.report.Systems {
 		for _, m := range s.Mounts {
