@@ -20,7 +20,14 @@ type logWriter struct {
 	round   uint64
 	last    uint64
 	oldest  uint64
-	chain   map[uint32]uint64 // last record of a transaction
+	chain   map[uint32]uint64  // last record of a transaction
+	firsts  map[uint32]uint64  // and the first
+	pages   map[pageKey]uint64 // first change of a page
+}
+
+type pageKey struct {
+	attr uint16
+	page int64
 }
 
 const (
@@ -31,7 +38,7 @@ const (
 // newLogWriter makes a log of size bytes that begins at a page of the ring, in
 // some round.
 func newLogWriter(t testing.TB, size int, v2 bool, page int, round uint64) *logWriter {
-	w := &logWriter{t: t, buf: make([]byte, size), v2: v2, round: round, chain: map[uint32]uint64{}}
+	w := &logWriter{t: t, buf: make([]byte, size), v2: v2, round: round, chain: map[uint32]uint64{}, firsts: map[uint32]uint64{}, pages: map[pageKey]uint64{}}
 	for i := range w.buf {
 		w.buf[i] = 0xff
 	}
@@ -145,7 +152,14 @@ func (a act) encode() []byte {
 
 // do logs an operation of a transaction; undo goes on at the one before.
 func (w *logWriter) do(transaction uint32, a act) uint64 {
-	return w.add(1, transaction, w.chain[transaction], a.encode())
+	lsn := w.add(1, transaction, w.chain[transaction], a.encode())
+	if w.firsts[transaction] == 0 {
+		w.firsts[transaction] = lsn
+	}
+	if key := (pageKey{a.attr, a.vcn / 4}); len(a.lcns) > 0 && w.pages[key] == 0 {
+		w.pages[key] = lsn
+	}
+	return lsn
 }
 
 // end ends a transaction.
@@ -163,6 +177,10 @@ func table(size int, entries ...[]byte) []byte {
 	le.PutUint16(b[4:], uint16(len(entries)))
 	le.PutUint32(b[12:], 0xffffffff)
 	for _, e := range entries {
+		if e == nil { // free
+			b = append(b, make([]byte, size)...)
+			continue
+		}
 		e = append(e, make([]byte, size-len(e))...)
 		le.PutUint32(e, 0xffffffff)
 		b = append(b, e...)

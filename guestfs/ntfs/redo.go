@@ -240,6 +240,9 @@ func lastVCN(b []byte, vcn int64) (int64, bool) {
 	return vcn - 1, true
 }
 
+// sizes sets how much is allocated, written, and content. Those who have
+// described the log do not agree on which of the last two comes first; what is
+// written is never more than what there is.
 func sizes(b []byte, a *action, data []byte) error {
 	attr, err := attrOf(b, a.recordAt)
 	if err != nil {
@@ -248,10 +251,12 @@ func sizes(b []byte, a *action, data []byte) error {
 	if attr[8] == 0 || len(attr) < 64 || len(data) < 24 {
 		return cannot("no sizes")
 	}
-	copy(attr[40:48], data)      // allocated
-	copy(attr[56:64], data[8:])  // written
-	copy(attr[48:56], data[16:]) // of the content
-	if len(data) >= 32 && len(attr) >= 72 && binary.LittleEndian.Uint16(attr[32:]) >= 72 {
+	le := binary.LittleEndian
+	x, y := le.Uint64(data[8:]), le.Uint64(data[16:])
+	copy(attr[40:48], data)
+	le.PutUint64(attr[48:], max(x, y))
+	le.PutUint64(attr[56:], min(x, y))
+	if len(data) >= 32 && len(attr) >= 72 && le.Uint16(attr[32:]) >= 72 {
 		copy(attr[64:72], data[24:32])
 	}
 	return nil
@@ -294,21 +299,30 @@ func (s *scratch) block(n int64) ([]byte, error) {
 	return b, nil
 }
 
-// access copies between p and the volume.
+// access copies between p and the volume. What was not changed is read where it
+// is.
 func (s *scratch) access(p []byte, at int64, write bool) error {
 	for len(p) > 0 {
-		b, err := s.block(at / scratchBlock)
-		if err != nil {
-			return err
+		n := min(int64(len(p)), scratchBlock-at%scratchBlock)
+		b, changed := s.blocks[at/scratchBlock]
+		switch {
+		case changed && !write:
+			copy(p[:n], b.Data[at%scratchBlock:])
+		case !write:
+			if at+n > s.fs.disk.Size() {
+				return cannot("it is behind the end of the volume")
+			}
+			if m, err := s.fs.disk.ReadAt(p[:n], at); int64(m) < n {
+				return fmt.Errorf("ntfs: read what the log changes: %w", unexpected(err))
+			}
+		default:
+			data, err := s.block(at / scratchBlock)
+			if err != nil {
+				return err
+			}
+			copy(data[at%scratchBlock:], p[:n])
 		}
-		b = b[at%scratchBlock:]
-		var n int
-		if write {
-			n = copy(b, p)
-		} else {
-			n = copy(p, b)
-		}
-		p, at = p[n:], at+int64(n)
+		p, at = p[n:], at+n
 	}
 	return nil
 }

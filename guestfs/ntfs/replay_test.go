@@ -38,6 +38,10 @@ func makePair(t testing.TB) *volumePair {
 		must(t, os.WriteFile(in(fmt.Sprintf("dir/old name %d", i)), fmt.Appendf(nil, "%d", i), 0o644))
 	}
 	must(t, os.WriteFile(in("in root"), make([]byte, 5000), 0o644))
+	must(t, os.Mkdir(in("small"), 0o755)) // its index is in its record
+	for _, name := range []string{"a", "b", "c"} {
+		must(t, os.WriteFile(in("small/"+name), make([]byte, 3000), 0o644))
+	}
 	unmount()
 	p := &volumePair{}
 	var err error
@@ -55,6 +59,9 @@ func makePair(t testing.TB) *volumePair {
 		}
 	}
 	must(t, os.WriteFile(in("new"), []byte("new"), 0o644))
+	must(t, os.Remove(in("small/a")))
+	must(t, os.Rename(in("small/b"), in("small/d")))
+	must(t, os.WriteFile(in("small/c"), make([]byte, 9000), 0o644)) // same content, longer
 	must(t, os.Mkdir(in("new dir"), 0o755))
 	must(t, os.Rename(in("in root"), in("new dir/moved")))
 	unmount()
@@ -175,6 +182,13 @@ func (p *volumePair) logRecord(t testing.TB, w *logWriter, transaction uint32, o
 		olds, news = olds[1:], news[1:]
 	}
 	base.recordAt = at
+	for len(olds) > 0 && len(news) > 0 && sameAttr(olds[0], news[0]) {
+		base.recordAt = at
+		p.logAttr(w, transaction, base, olds[0], news[0])
+		at += len(news[0])
+		olds, news = olds[1:], news[1:]
+	}
+	base.recordAt = at
 	for _, old := range olds {
 		x := base
 		x.redoOp, x.undoOp, x.undo = 0x06, 0x05, old
@@ -187,6 +201,45 @@ func (p *volumePair) logRecord(t testing.TB, w *logWriter, transaction uint32, o
 		at += len(now)
 		w.do(transaction, x)
 	}
+}
+
+// sameAttr reports whether two attributes differ in what operations can change.
+func sameAttr(a, b []byte) bool {
+	return bytes.Equal(a[:4], b[:4]) && bytes.Equal(a[8:16], b[8:16]) && (a[8] == 0 && bytes.Equal(a[20:24], b[20:24]) || a[8] != 0 && bytes.Equal(a[32:36], b[32:36]))
+}
+
+// logAttr logs how an attribute changes.
+func (p *volumePair) logAttr(w *logWriter, transaction uint32, base act, a, b []byte) {
+	le := binary.LittleEndian
+	switch {
+	case a[8] != 0: // its sizes, then its runs
+		x := base
+		sizes := func(attr []byte) []byte { // allocated, written, of the content
+			return slices.Concat(attr[40:48], attr[56:64], attr[48:56])
+		}
+		x.redoOp, x.redo, x.undoOp, x.undo = 0x0b, sizes(b), 0x0b, sizes(a)
+		w.do(transaction, x)
+		x = base
+		x.at = int(le.Uint16(a[32:]))
+		x.redoOp, x.redo, x.undoOp, x.undo = 0x09, b[x.at:], 0x09, a[x.at:]
+		w.do(transaction, x)
+	case le.Uint32(a) == 0x90:
+		p.logRoot(w, transaction, base, a, b)
+	default:
+		at := int(le.Uint16(a[20:]))
+		base.at = at
+		base.redoOp, base.redo = 0x07, b[at:at+int(le.Uint32(b[16:]))]
+		base.undoOp, base.undo = 0x07, a[at:at+int(le.Uint32(a[16:]))]
+		w.do(transaction, base)
+	}
+}
+
+// logRoot logs the entries that come and go in the root of an index.
+func (p *volumePair) logRoot(w *logWriter, transaction uint32, base act, a, b []byte) {
+	le := binary.LittleEndian
+	list := int(le.Uint16(a[20:])) + 16
+	from := list + int(le.Uint32(a[list:]))
+	p.logEntries(w, transaction, base, from, entriesOf(a, from), entriesOf(b, from), 0x0c, 0x0d, 0x13)
 }
 
 func attributes(record []byte) (out [][]byte) {
@@ -210,8 +263,14 @@ func (p *volumePair) logBlock(t testing.TB, w *logWriter, transaction uint32, at
 		return
 	}
 	must(t, ntfs.Unfix(a))
-	olds, news := blockEntries(a), blockEntries(b)
-	at := 24 + int(binary.LittleEndian.Uint32(a[24:]))
+	from := 24 + int(binary.LittleEndian.Uint32(a[24:]))
+	p.logEntries(w, transaction, base, from, entriesOf(a, from), entriesOf(b, from), 0x0e, 0x0f, 0x14)
+}
+
+// logEntries logs the entries that come and go, and those whose times and sizes
+// change.
+func (p *volumePair) logEntries(w *logWriter, transaction uint32, base act, at int, olds, news [][]byte, add, remove, update uint16) {
+	const dup = 24 // where times and sizes of a name are
 	for len(olds) > 0 || len(news) > 0 {
 		x := base
 		x.at = at
@@ -220,11 +279,15 @@ func (p *volumePair) logBlock(t testing.TB, w *logWriter, transaction uint32, at
 			at += len(olds[0])
 			olds, news = olds[1:], news[1:]
 			continue
+		case len(olds) > 0 && len(news) > 0 && len(olds[0]) == len(news[0]) && bytes.Equal(olds[0][:dup], news[0][:dup]) && bytes.Equal(olds[0][dup+56:], news[0][dup+56:]):
+			x.redoOp, x.redo, x.undoOp, x.undo = update, news[0][dup:dup+56], update, olds[0][dup:dup+56]
+			at += len(olds[0])
+			olds, news = olds[1:], news[1:]
 		case len(olds) > 0 && !slices.ContainsFunc(news, func(e []byte) bool { return bytes.Equal(e, olds[0]) }):
-			x.redoOp, x.undoOp, x.undo = 0x0f, 0x0e, olds[0]
+			x.redoOp, x.undoOp, x.undo = remove, add, olds[0]
 			olds = olds[1:]
 		default:
-			x.redoOp, x.redo, x.undoOp = 0x0e, news[0], 0x0f
+			x.redoOp, x.redo, x.undoOp = add, news[0], remove
 			at += len(news[0])
 			news = news[1:]
 		}
@@ -232,10 +295,10 @@ func (p *volumePair) logBlock(t testing.TB, w *logWriter, transaction uint32, at
 	}
 }
 
-// blockEntries are the entries of a block, without the last.
-func blockEntries(b []byte) (out [][]byte) {
+// entriesOf are the entries of a list that begins at a place, without the last.
+func entriesOf(b []byte, at int) (out [][]byte) {
 	le := binary.LittleEndian
-	for at := 24 + int(le.Uint32(b[24:])); b[at+12]&2 == 0; {
+	for b[at+12]&2 == 0 {
 		n := int(le.Uint16(b[at+8:]))
 		out = append(out, b[at:at+n])
 		at += n
@@ -320,13 +383,18 @@ func TestReplay(t *testing.T) {
 	size := logSize(t, p.before)
 	for name, c := range map[string]struct {
 		v2, tail, undo, abort bool
-		page                  int
+		// late makes the checkpoint when all was logged: its tables say what is to
+		// be done.
+		late bool
+		page int
 	}{
 		"1.1":             {},
 		"1.1 wraps":       {page: size/logPage - 4 - 9},
 		"1.1 tail copy":   {tail: true},
 		"1.1 undo":        {undo: true},
 		"1.1 abort":       {abort: true},
+		"1.1 late":        {late: true},
+		"1.1 late undo":   {late: true, undo: true},
 		"2.0":             {v2: true},
 		"2.0 wraps, tail": {v2: true, tail: true, page: size/logPage - 34 - 10},
 		"2.0 undo":        {v2: true, undo: true},
@@ -334,9 +402,15 @@ func TestReplay(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newLogWriter(t, size, c.v2, c.page, 7)
-			checkpoint := w.checkpoint(p.open, p.names, nil, nil)
+			var checkpoint uint64
+			if !c.late {
+				checkpoint = w.checkpoint(p.open, p.names, nil, nil)
+			}
 			known := w.last
 			p.log(t, w, p.before, p.after, 0x40)
+			if c.late {
+				checkpoint, known = p.lateCheckpoint(w), w.last
+			}
 			on, want := p.before, p.after
 			if c.undo {
 				on, want = p.written(t, w.last), p.before
@@ -349,9 +423,36 @@ func TestReplay(t *testing.T) {
 			if c.tail {
 				w.tear()
 			}
-			compareReplayed(t, withLog(t, on, log), want, !c.undo) // which ntfs-3g does not do
+			compareReplayed(t, withLog(t, on, log), want, !c.undo && !c.late) // which ntfs-3g does not do
 		})
 	}
+}
+
+// lateCheckpoint makes a checkpoint whose tables have all that was done, by a
+// transaction that goes on.
+func (p *volumePair) lateCheckpoint(w *logWriter) uint64 {
+	le := binary.LittleEndian
+	var pages [][]byte
+	for key, first := range w.pages {
+		const perPage = 4 // clusters of 1 KiB
+		e := make([]byte, 32+8*perPage)
+		le.PutUint32(e[4:], uint32(key.attr))
+		le.PutUint32(e[12:], perPage)
+		le.PutUint64(e[16:], uint64(key.page*perPage))
+		le.PutUint64(e[24:], first)
+		for i := range int64(perPage) {
+			if at := p.at(int(key.attr-24)/0x28, (key.page*perPage+i)*1024); at >= 0 {
+				le.PutUint64(e[32+8*i:], uint64(at/1024))
+			}
+		}
+		pages = append(pages, e)
+	}
+	transaction := make([]byte, 0x28)
+	transaction[4] = 1 // active
+	le.PutUint64(transaction[8:], w.firsts[0x40])
+	le.PutUint64(transaction[16:], w.chain[0x40])
+	le.PutUint64(transaction[24:], w.chain[0x40])
+	return w.checkpoint(p.open, p.names, pages, [][]byte{nil, transaction})
 }
 
 // compareReplayed compares what the reader shows of a volume that is to be
