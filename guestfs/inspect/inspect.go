@@ -166,6 +166,9 @@ func (g *Guest) FS(i int) (guestfs.FS, error) {
 	return g.fs[i], nil
 }
 
+// Open is FS for Tree.
+func (g *Guest) Open(_ context.Context, volume int) (guestfs.FS, error) { return g.FS(volume) }
+
 // Unusable is why a volume cannot be read.
 func Unusable(v *Volume) error {
 	kind := guestfs.ErrUnsupported
@@ -240,6 +243,9 @@ func (g *Guest) read(ctx context.Context, i int, readers Readers) error {
 	g.fs[i], v.Backend, v.State = fsys, Native, guestfs.Clean
 	if d, ok := fsys.(guestfs.Describer); ok {
 		v.Info = d.Info()
+	}
+	if missing := v.Size - g.images[i].Size(); missing > 0 {
+		v.State, v.Note = guestfs.Damaged, strings.TrimPrefix(v.Note+fmt.Sprintf("; the last %d bytes of it are missing from the disk", missing), "; ")
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package tree
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -130,10 +131,11 @@ func (w *walker) step(ctx context.Context, part string, follow bool) ([]string, 
 	return w.follow(ctx, e)
 }
 
-// plain leaves of an error about a name that is not there only that.
+// plain leaves of an error about a name that is not there only that: the path is
+// said already.
 func plain(err error) error {
-	if p, ok := err.(*fs.PathError); ok {
-		return p.Err
+	if errors.Is(err, fs.ErrNotExist) {
+		return fs.ErrNotExist
 	}
 	return err
 }
