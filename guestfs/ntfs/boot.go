@@ -124,17 +124,17 @@ func powerOfTwo(n int64) bool { return bits.OnesCount64(uint64(n)) == 1 }
 // unfix checks the update sequence of a record and puts back the bytes that it
 // had taken the place of: the last two of every 512. A record that was torn, or
 // whose parts are of different times, is found this way.
-func unfix(b []byte, what string) error {
+func unfix(b []byte) error {
 	le := binary.LittleEndian
 	at, count := int(le.Uint16(b[4:])), int(le.Uint16(b[6:]))
 	if count != len(b)/stride+1 || at < 8 || at%2 != 0 || at+2*count > len(b) {
-		return corrupt("%s: an update sequence of %d at %d", what, count, at)
+		return corrupt("an update sequence of %d at %d", count, at)
 	}
 	number := le.Uint16(b[at:])
 	for i := 1; i < count; i++ {
 		end := b[i*stride-2 : i*stride]
 		if le.Uint16(end) != number {
-			return corrupt("%s is torn: part %d is of another time", what, i)
+			return corrupt("torn: part %d is of another time", i)
 		}
 		copy(end, b[at+2*i:])
 	}

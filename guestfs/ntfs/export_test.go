@@ -8,7 +8,7 @@ import (
 
 // Unfix and Fix take the update sequence of a record away and put it back, so
 // that a test can change what it guards.
-func Unfix(b []byte) error { return unfix(b, "a test's record") }
+func Unfix(b []byte) error { return unfix(b) }
 
 // Fix is the reverse of Unfix.
 func Fix(b []byte) { fix(b) }

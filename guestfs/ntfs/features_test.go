@@ -69,7 +69,7 @@ func TestNames(t *testing.T) {
 	dir, _ = mount(t, image, "ro")
 	fsys := open(t, image)
 	opts := peer
-	opts.Skip = func(path string) bool { return path == "/with a DOS name" } // ntfs-3g counts that as a link
+	opts.Skip = func(path string) bool { return farAway(path) || path == "/with a DOS name" } // ntfs-3g counts that as a link
 	if n := guestfstest.Compare(t, fsys, dir, opts); n < 60 {
 		t.Errorf("only %d entries were compared", n)
 	}
@@ -91,8 +91,8 @@ func TestHugeDirectory(t *testing.T) {
 	image := format(t, 32<<20)
 	dir, unmount := mount(t, image, "")
 	want := map[string]bool{}
-	for i := range 15_000 {
-		name := fmt.Sprintf("Entry %d of many", i*7919%15_000)
+	for i := range 6_000 {
+		name := fmt.Sprintf("Entry %d of many", i*7919%6_000)
 		must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o644))
 		want[name] = true
 	}
@@ -227,7 +227,7 @@ func TestFragmented(t *testing.T) {
 	scatter(t, dir, 512)
 	sub := filepath.Join(dir, "sub")
 	must(t, os.Mkdir(sub, 0o755))
-	for i := range 8000 {
+	for i := range 1500 {
 		if err := os.WriteFile(filepath.Join(sub, fmt.Sprintf("%d %s", i, strings.Repeat("long ", 30))), make([]byte, 200), 0o644); err != nil {
 			break
 		}
@@ -267,7 +267,7 @@ func TestCompressed(t *testing.T) {
 			image := format(t, 64<<20, "-c", cluster)
 			dir, unmount := mount(t, image, "compression")
 			must(t, unix.Setxattr(dir, "system.ntfs_attrib_be", []byte{0, 0, 8, 0}, 0))
-			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 3, Entries: 100, MaxFile: 600_000, Plain: true})
+			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 3, Entries: 40, MaxFile: 300_000, Plain: true})
 			unmount()
 			dir, _ = mount(t, image, "ro")
 			fsys := open(t, image)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"io"
 
 	"lifeboat/disk"
 )
@@ -95,22 +94,18 @@ func (ix *index) block(vcn int64) ([]byte, error) {
 	if ix.blocks == nil || vcn < 0 || vcn > ix.blocks.Size()/ix.unit || vcn*ix.unit > ix.blocks.Size()-ix.blockSize {
 		return nil, corrupt("record %d: block %d of index %q does not exist", ix.number, vcn, ix.name)
 	}
-	what := fmt.Sprintf("record %d: block %d of index %q", ix.number, vcn, ix.name)
 	b := make([]byte, ix.blockSize)
 	if n, err := ix.blocks.ReadAt(b, vcn*ix.unit); n < len(b) {
-		if err == nil {
-			err = io.ErrUnexpectedEOF
-		}
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, fmt.Errorf("record %d: read block %d of index %q: %w", ix.number, vcn, ix.name, unexpected(err))
 	}
 	if string(b[:4]) != "INDX" {
-		return nil, corrupt("%s begins with %q", what, b[:4])
+		return nil, corrupt("record %d: block %d of index %q begins with %q", ix.number, vcn, ix.name, b[:4])
 	}
-	if err := unfix(b, what); err != nil {
-		return nil, err
+	if err := unfix(b); err != nil {
+		return nil, fmt.Errorf("record %d: block %d of index %q: %w", ix.number, vcn, ix.name, err)
 	}
 	if got := int64(binary.LittleEndian.Uint64(b[16:])); got != vcn {
-		return nil, corrupt("%s says that it is block %d", what, got)
+		return nil, corrupt("record %d: block %d of index %q says that it is block %d", ix.number, vcn, ix.name, got)
 	}
 	entries, err := ix.entries(b[24:])
 	if err == nil {

@@ -84,7 +84,7 @@ func readRestartPage(img disk.Image, at int64, size *int64) (page *restartPage, 
 		return readRestartPage(img, at, size)
 	}
 	off := int(le.Uint16(b[24:]))
-	if unfix(b, "a restart page") != nil || off < restartHeader || off+restartArea > len(b) {
+	if unfix(b) != nil || off < restartHeader || off+restartArea > len(b) {
 		return nil, false, nil
 	}
 	area := b[off:]
@@ -169,7 +169,7 @@ func (l *log) readPage(at int64) ([]byte, error) {
 	if n, err := l.img.ReadAt(b, at); n < len(b) {
 		return nil, unexpected(err)
 	}
-	if string(b[:4]) != "RCRD" || unfix(b, "a page of the log") != nil {
+	if string(b[:4]) != "RCRD" || unfix(b) != nil {
 		return nil, nil
 	}
 	return b, nil

@@ -60,8 +60,8 @@ func parseRecord(number uint64, b []byte) (*record, error) {
 	if string(b[:4]) != "FILE" {
 		return nil, corrupt("record %d begins with %q", number, b[:4])
 	}
-	if err := unfix(b, fmt.Sprintf("record %d", number)); err != nil {
-		return nil, err
+	if err := unfix(b); err != nil {
+		return nil, fmt.Errorf("record %d: %w", number, err)
 	}
 	le := binary.LittleEndian
 	r := &record{number: number, raw: b}

@@ -354,8 +354,8 @@ func (r *replayer) applyBlock(a *action, do change, data []byte, lsn uint64) err
 	if err := r.access(a, b, off, false); err != nil {
 		return err
 	}
-	if err := unfix(b, "a block of an index"); err != nil {
-		return err
+	if err := unfix(b); err != nil {
+		return fmt.Errorf("a block of an index: %w", err)
 	}
 	if lsn != 0 && binary.LittleEndian.Uint64(b[8:]) >= lsn {
 		return nil // it was written
@@ -420,7 +420,7 @@ func (r *replayer) applyIndexBytes(a *action, off int64, data []byte) error {
 	if err := r.access(a, b, start, false); err != nil {
 		return err
 	}
-	if string(b[:4]) != "INDX" || unfix(b, "a block of an index") != nil {
+	if string(b[:4]) != "INDX" || unfix(b) != nil {
 		if off != start {
 			return cannot("a block of an index begins with something else")
 		}

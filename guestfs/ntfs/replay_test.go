@@ -479,6 +479,5 @@ func compareReplayed(t *testing.T, dirty, want []byte, recover bool) {
 	if out, err := exec.Command("ntfsrecover", "--kill-fast-restart", "-v", recovered).CombinedOutput(); err != nil {
 		t.Fatalf("ntfsrecover: %v\n%s", err, out)
 	}
-	t.Log("what ntfsrecover makes of it:")
 	guestfstest.Compare(t, open(t, recovered), dir, peer)
 }
