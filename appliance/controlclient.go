@@ -222,7 +222,7 @@ func (c *Control) await(ctx context.Context, ended <-chan error, logPath string,
 func (s *State) serverLocked() bool {
 	f, err := s.lockServer()
 	if err == nil {
-		f.Close()
+		unlock(f)
 	}
 	return errors.Is(err, ErrBusy)
 }

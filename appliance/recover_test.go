@@ -12,6 +12,7 @@ import (
 // TestRecoverAndMigrate is the story: a VM dies, runs from its backup, keeps
 // writing, moves home, and nothing is left.
 func TestRecoverAndMigrate(t *testing.T) {
+	t.Parallel()
 	spec := testVM(t, "web 01/α", 2)
 	spec.Networks = []string{"VM Network"}
 	w := newRecoverWorld(t, nil, spec)
@@ -51,6 +52,7 @@ func TestRecoverAndMigrate(t *testing.T) {
 
 // TestStopLeavesNothing takes a running recovery down.
 func TestStopLeavesNothing(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, nil, testVM(t, "db", 1))
 	got := w.recover(w.request("db"))[0]
 	w.write(got.VM, 0, bytes.Clone(w.disks["db"][0]), 5000, []byte("gone soon"))
@@ -64,6 +66,7 @@ func TestStopLeavesNothing(t *testing.T) {
 // TestRunningVMSurvivesRestarts ends the server under a running VM, and the
 // vCenter's sessions, and starts it again.
 func TestRunningVMSurvivesRestarts(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, nil, testVM(t, "app", 1))
 	got := w.recover(w.request("app"))[0]
 	want := w.disks["app"][0]
@@ -83,6 +86,7 @@ func TestRunningVMSurvivesRestarts(t *testing.T) {
 // TestFailedMigrationLeavesTheVMRunning has the vCenter fail, before and after it
 // did anything.
 func TestFailedMigrationLeavesTheVMRunning(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, nil, testVM(t, "web", 1))
 	got := w.recover(w.request("web"))[0]
 	want := w.disks["web"][0]
@@ -110,6 +114,7 @@ func TestFailedMigrationLeavesTheVMRunning(t *testing.T) {
 // TestManyAtOnce recovers several VMs with one request; names that clash are
 // made different.
 func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
 	var specs []esxsim.VMSpec
 	var names []string
 	for _, name := range []string{"a", "b", "c", "d", "e"} {

@@ -188,7 +188,7 @@ func (s *State) lockWork(session string) (release func(), err error) {
 		}
 		return func() { // the name first: whoever opened the file meanwhile sees that it is gone
 			_ = os.Remove(path)
-			f.Close()
+			unlock(f)
 		}, nil
 	}
 }

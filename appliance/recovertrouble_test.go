@@ -18,6 +18,7 @@ import (
 // TestRecoverSaysWhatIsWrong meets what a host or a vCenter may have against a
 // recovery: each is told with what to do, and nothing is left of the attempt.
 func TestRecoverSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, func(o *esxsim.Options) { o.MaxNFSVolumes = 1 }, testVM(t, "web", 1))
 	other := vsphere.NAS{Name: w.datastore(), Server: w.addr.String(), Path: ExportPath + "/elsewhere"}
 	hosts, err := w.vc.Hosts(t.Context(), "")
@@ -136,6 +137,7 @@ func TestRecoverSaysWhatIsWrong(t *testing.T) {
 
 // TestPort111Taken has somebody else there, as rpcbind is on many machines.
 func TestPort111Taken(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	w := newRecoverWorld(t, nil)
 	w.stopServer()
@@ -154,6 +156,7 @@ func TestPort111Taken(t *testing.T) {
 // TestKeptIdentity gives the VM that takes its original's place the same UUIDs
 // and MAC addresses, plugged in where it was.
 func TestKeptIdentity(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, nil, testVM(t, "web", 1))
 	was, err := w.vc.VM(t.Context(), w.vmNamed("web").Ref)
 	if err != nil {
@@ -185,6 +188,7 @@ func TestKeptIdentity(t *testing.T) {
 // TestAttachAndDetach gives one disk of a point to a running VM and takes it
 // away; a snapshot of the VM meanwhile does not hold it.
 func TestAttachAndDetach(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, nil, testVM(t, "old", 2), testVM(t, "helper", 1))
 	helper := w.vmNamed("helper")
 	if err := w.vc.PowerOn(t.Context(), helper.Ref); err != nil {
@@ -221,6 +225,7 @@ func TestAttachAndDetach(t *testing.T) {
 
 // TestKeepWhileItRuns makes a point of a recovered VM that goes on writing.
 func TestKeepWhileItRuns(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, nil, testVM(t, "web", 2))
 	got := w.recover(w.request("web"))[0]
 	want := w.disks["web"]
@@ -263,6 +268,7 @@ func TestKeepWhileItRuns(t *testing.T) {
 // TestLeftovers loses the state of an appliance while it has things on a vSphere:
 // they are found by name and removed; what a person made stays.
 func TestLeftovers(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, nil, testVM(t, "web", 1), testVM(t, "helper", 1))
 	got := w.recover(w.request("web"))[0]
 	attached, err := Attach(t.Context(), w.state, w.repo, w.vc, AttachRequest{Point: w.points["web"], RepoURL: w.dir + "/repo", VM: "helper", Address: w.addr.String()})
@@ -307,6 +313,7 @@ func TestLeftovers(t *testing.T) {
 // TestMovedByHand has a person move the VM with the vSphere client: stop leaves it
 // alone and takes only what is ours.
 func TestMovedByHand(t *testing.T) {
+	t.Parallel()
 	w := newRecoverWorld(t, nil, testVM(t, "web", 1))
 	got := w.recover(w.request("web"))[0]
 	if err := w.vc.Relocate(t.Context(), w.vmNamed(got.VM).Ref, vsphere.RelocateSpec{Datastore: "datastore2"}, nil); err != nil {

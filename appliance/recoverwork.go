@@ -70,7 +70,7 @@ func (s *State) lockMounts() (release func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("state directory: lock: %w", err)
 	}
-	return func() { f.Close() }, nil
+	return func() { unlock(f) }, nil
 }
 
 // Mounts are shared by all sessions of a vCenter. A host needs ours while

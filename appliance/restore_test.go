@@ -35,6 +35,7 @@ func restorable(t *testing.T) (*recoverWorld, [][]byte) {
 // TestRestoreToANewVM makes a VM of a point, on two datastores, beside the one
 // that is there.
 func TestRestoreToANewVM(t *testing.T) {
+	t.Parallel()
 	w, then := restorable(t)
 	got, err := Restore(t.Context(), w.state, w.repo, w.vc, RestoreRequest{
 		Point: w.points["web"], Datastore: "datastore2", PerDisk: map[int]string{1: "datastore1"}, PowerOn: true,
@@ -68,6 +69,7 @@ func TestRestoreToANewVM(t *testing.T) {
 // TestRestoreOver turns a VM back: only what differs is written, and found by
 // change tracking where there is any.
 func TestRestoreOver(t *testing.T) {
+	t.Parallel()
 	w, then := restorable(t)
 	transports := Transports{Datastores: map[string]string{"datastore1": w.sim.DatastoreDir("datastore1")}}
 	req := RestoreOverRequest{Point: w.points["web"], Transports: transports}
@@ -119,6 +121,7 @@ func TestRestoreOver(t *testing.T) {
 
 // TestRestoreOverWithoutChangeTracking finds what differs by reading.
 func TestRestoreOverWithoutChangeTracking(t *testing.T) {
+	t.Parallel()
 	w, then := restorable(t)
 	w.sim.Fail("QueryChangedDiskAreas", -1, "FileFault")
 	got, err := RestoreOver(t.Context(), w.state, w.repo, w.vc, RestoreOverRequest{Point: w.points["web"], VM: "web", NoSnapshot: true})

@@ -305,7 +305,7 @@ func (s *Server) Close() error {
 	}
 	s.end()
 	if s.lock != nil {
-		s.lock.Close()
+		unlock(s.lock)
 	}
 	return errors.Join(errs...)
 }

@@ -162,7 +162,15 @@ func (l *sessionLock) sign() error {
 	return err
 }
 
-func (l *sessionLock) release() { l.f.Close() }
+func (l *sessionLock) release() { unlock(l.f) }
+
+// unlock gives a file lock up. Closing the file alone would not do it at once: a
+// process that is just being started has a copy of the descriptor until it is
+// itself.
+func unlock(f *os.File) {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	f.Close()
+}
 
 // held reports whether some process has the session's lock now.
 func (s *State) held(name string) bool {
@@ -170,7 +178,7 @@ func (s *State) held(name string) bool {
 	if err != nil {
 		return false
 	}
-	defer f.Close()
+	defer unlock(f)
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
 		return errors.Is(err, unix.EWOULDBLOCK)
 	}

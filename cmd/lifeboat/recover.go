@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -186,6 +188,9 @@ func (p *program) serveAgain(c *cli.Context, st *appliance.State) error {
 	return p.ensureServer(c, st, "", nil)
 }
 
+// lookupPatience bounds asking for the addresses of all hosts.
+const lookupPatience = 3 * time.Second
+
 // serveFor starts the server where it does not run, at the address that the
 // vCenter's side of the network reaches, and lets the hosts in.
 func (p *program) serveFor(c *cli.Context, w vsphereCommand) error {
@@ -198,8 +203,10 @@ func (p *program) serveFor(c *cli.Context, w vsphereCommand) error {
 		hosts = nil // the name is a VM's host that recover looks for itself, or wrong, which it says
 	}
 	var allow []netip.Prefix
+	ctx, cancel := context.WithTimeout(c.Context, lookupPatience)
+	defer cancel()
 	for _, h := range hosts {
-		addrs, err := new(net.Resolver).LookupNetIP(c.Context, "ip", h.Name)
+		addrs, err := new(net.Resolver).LookupNetIP(ctx, "ip", h.Name)
 		if err != nil {
 			p.log.Warn("the address of a host is not known; name it with --allow if it is refused", "host", h.Name, "err", err)
 			continue
