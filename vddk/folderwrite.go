@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 	"sync"
-
-	"lifeboat/disk"
 )
 
 // folderWriter makes a disk writable of which files can only be replaced as a
@@ -20,8 +18,8 @@ import (
 // write that are not whole are fetched, and for reading by all else.
 type folderWriter struct {
 	*folderPort
-	ctx   context.Context
 	up    FileWriter
+	path  string // of the flat file
 	spool *os.File
 
 	mu    sync.RWMutex
@@ -33,31 +31,29 @@ type folderWriter struct {
 const spoolBlock = 64 << 10
 
 func writeFolder(ctx context.Context, req Request, opts Options) (writePort, error) {
-	p, up, err := folderTarget(ctx, req, opts)
+	p, up, path, err := folderTarget(ctx, req, opts)
 	if err != nil {
 		return nil, err
 	}
-	f, err := spool(opts.Spool, p.length)
+	f, err := spool(opts.Spool, p.size())
 	if err != nil {
 		return nil, err
 	}
-	return &folderWriter{folderPort: p, ctx: ctx, up: up, spool: f, sent: true}, nil
+	return &folderWriter{folderPort: p, up: up, path: path, spool: f, sent: true}, nil
 }
 
 // folderTarget finds the one flat file that a disk to be written consists of.
-func folderTarget(ctx context.Context, req Request, opts Options) (*folderPort, FileWriter, error) {
+func folderTarget(ctx context.Context, req Request, opts Options) (*folderPort, FileWriter, string, error) {
 	up, ok := req.Files.(FileWriter)
 	if !ok {
-		return nil, nil, unavailable("there is no way to write the datastore's files")
+		return nil, nil, "", unavailable("there is no way to write the datastore's files")
 	}
 	p, err := folderOf(ctx, req, opts)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, "", err
 	}
-	if len(p.parts) != 1 || p.parts[0].path == "" || p.parts[0].at != 0 {
-		return nil, nil, fmt.Errorf("%s consists of %d extents; one flat file can be written: %w", req.Path, len(p.parts), disk.ErrUnsupported)
-	}
-	return p, up, nil
+	path, err := p.flatTarget(req.Path)
+	return p, up, path, err
 }
 
 func (w *folderWriter) write(ctx context.Context, b []byte, off int64) error {
@@ -82,7 +78,7 @@ func (w *folderWriter) write(ctx context.Context, b []byte, off int64) error {
 // fill fetches block n if [from, to) covers only part of it.
 func (w *folderWriter) fill(ctx context.Context, n, from, to int64) error {
 	start := n * spoolBlock
-	end := min(start+spoolBlock, w.length)
+	end := min(start+spoolBlock, w.size())
 	if w.dirty.has(n) || from <= start && to >= end {
 		return nil
 	}
@@ -129,13 +125,13 @@ func (w *folderWriter) sync(ctx context.Context) error {
 	if w.sent {
 		return nil
 	}
-	for n := int64(0); n*spoolBlock < w.length; n++ {
+	for n := int64(0); n*spoolBlock < w.size(); n++ {
 		if err := w.fill(ctx, n, 0, 0); err != nil {
 			return err
 		}
 	}
-	if err := w.up.Upload(ctx, w.parts[0].path, io.NewSectionReader(w.spool, 0, w.length), w.length); err != nil {
-		return fmt.Errorf("upload %s: %w", w.parts[0].path, lost(err))
+	if err := w.up.Upload(ctx, w.path, io.NewSectionReader(w.spool, 0, w.size()), w.size()); err != nil {
+		return fmt.Errorf("upload %s: %w", w.path, lost(err))
 	}
 	w.sent = true
 	return nil

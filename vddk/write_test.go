@@ -33,9 +33,6 @@ func TestDevices(t *testing.T) {
 		vddk.File: func(t *testing.T, size int64) vddk.Request {
 			return vddk.Request{LocalPath: emptyFile(t, size), Size: size}
 		},
-		vddk.HotAdd: func(t *testing.T, size int64) vddk.Request {
-			return vddk.Request{HotAdd: &hotAdder{path: emptyFile(t, size)}, Size: size}
-		},
 		vddk.NBDSSL: func(t *testing.T, size int64) vddk.Request {
 			return libraryRequest(t, install(t), emptyFile(t, size))
 		},
@@ -157,6 +154,14 @@ func TestWriteImage(t *testing.T) {
 			}
 			write(t, vddk.Request{LocalPath: path, Size: imageSize}, fresh, vddk.File)
 			same(t, path)
+		}
+	})
+	t.Run(vddk.HotAdd, func(t *testing.T) {
+		h := &hotAdder{path: spoilt(t)}
+		write(t, vddk.Request{HotAdd: h, Size: imageSize}, false, vddk.HotAdd)
+		same(t, h.path)
+		if h.detached != 1 {
+			t.Errorf("detached %d times", h.detached)
 		}
 	})
 	t.Run(vddk.NBDSSL, func(t *testing.T) {

@@ -37,11 +37,11 @@ func WriteImage(ctx context.Context, req Request, img disk.Image, opts ImageOpti
 		{HotAdd, imageWriter(req, opts, writeHotAdd)},
 		{VDDK, imageWriter(req, opts, libraryWriter(""))},
 		{Folder, func(ctx context.Context, cancel context.CancelCauseFunc) (target, error) {
-			p, up, err := folderTarget(ctx, req, opts.Options)
+			p, up, path, err := folderTarget(ctx, req, opts.Options)
 			if err != nil {
 				return nil, err
 			}
-			return &uploadTarget{p, up}, nil
+			return &uploadTarget{p, up, path}, nil
 		}},
 		{NFC, func(ctx context.Context, _ context.CancelCauseFunc) (target, error) { return openImport(ctx, req) }},
 	}
@@ -138,10 +138,11 @@ func (t *deviceTarget) piece(img disk.Image, piece disk.Extent, fresh bool) erro
 // uploadTarget is a flat file that is replaced through /folder.
 type uploadTarget struct {
 	*folderPort
-	up FileWriter
+	up   FileWriter
+	path string
 }
 
-func (t *uploadTarget) Size() int64       { return t.length }
+func (t *uploadTarget) Size() int64       { return t.size() }
 func (t *uploadTarget) Close() error      { return nil }
 func (t *uploadTarget) Transport() string { return Folder }
 
@@ -149,7 +150,7 @@ func (t *uploadTarget) fill(ctx context.Context, img disk.Image, opts ImageOptio
 	return pump(ctx, opts.Limiter, func(ctx context.Context, w io.Writer) error {
 		return disk.WriteRawTo(ctx, w, img, opts.Progress)
 	}, func(ctx context.Context, r io.Reader) error {
-		return t.up.Upload(ctx, t.parts[0].path, r, t.length)
+		return t.up.Upload(ctx, t.path, r, t.size())
 	})
 }
 
