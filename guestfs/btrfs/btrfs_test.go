@@ -2,6 +2,8 @@ package btrfs_test
 
 import (
 	"errors"
+	"os"
+	"slices"
 	"testing"
 
 	"lifeboat/disk"
@@ -37,7 +39,7 @@ var variants = map[string]variant{
 	"single of two": {2, []string{"-d", "single", "-m", "dup"}, ""},
 }
 
-const imageSize = 256 << 20
+const imageSize = 240 << 20
 
 func format(t testing.TB, v variant) []string {
 	t.Helper()
@@ -67,19 +69,25 @@ func open(t testing.TB, images ...string) *btrfs.FS {
 	return fsys
 }
 
+// rare are left out unless longer runs are asked for: others go the same ways.
+var rare = []string{"zlib", "raid1", "single of two", "single", "sha256", "blake2", "zstd", "raid0", "raid1c3", "raid5"}
+
 // TestAgainstKernel: the whole tree, as the kernel shows it, for every variant.
 func TestAgainstKernel(t *testing.T) {
 	guestfstest.NeedMount(t, "btrfs", "mkfs.btrfs")
 	for name, v := range variants {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if slices.Contains(rare, name) && os.Getenv("LIFEBOAT_CRASH_RUNS") == "" {
+				t.Skip("LIFEBOAT_CRASH_RUNS is not set")
+			}
 			images := format(t, v)
 			dir, unmount := guestfstest.MountDevices(t, images, "btrfs", v.mount)
-			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 1, Entries: 200, MaxFile: 300_000, NoBigXattrs: true})
+			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 1, Entries: 100, MaxFile: 300_000, NoBigXattrs: true})
 			unmount()
 			dir, _ = guestfstest.MountDevices(t, images, "btrfs", "ro,noatime,subvolid=5")
 			fsys := open(t, images...)
-			if n := guestfstest.Compare(t, fsys, dir, guestfstest.Compared{}); n < 200 {
+			if n := guestfstest.Compare(t, fsys, dir, guestfstest.Compared{}); n < 100 {
 				t.Errorf("only %d entries were compared", n)
 			}
 			if info := fsys.Info(); info.State != guestfs.Clean || info.Type != "btrfs" {

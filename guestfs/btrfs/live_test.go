@@ -16,7 +16,7 @@ import (
 // after it has replayed.
 func TestLive(t *testing.T) {
 	guestfstest.NeedMount(t, "btrfs", "mkfs.btrfs")
-	copies, layouts := 1, map[string]variant{"default": variants["default"], "zstd": variants["zstd"]}
+	copies, layouts := 1, map[string]variant{"zstd": variants["zstd"]}
 	if runs, _ := strconv.Atoi(os.Getenv("LIFEBOAT_CRASH_RUNS")); runs > 0 {
 		copies, layouts = runs, variants
 	}
@@ -28,7 +28,7 @@ func TestLive(t *testing.T) {
 			t.Parallel()
 			live := guestfstest.NewLive(t, imageSize)
 			guestfstest.Run(t, "mkfs.btrfs", append(append([]string{"-q", "-f"}, v.mkfs...), live.Image)...)
-			dir, _ := guestfstest.Mount(t, live.Image, "btrfs", v.mount)
+			dir, unmount := guestfstest.Mount(t, live.Image, "btrfs", v.mount)
 			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 2, Entries: 100, MaxFile: 50_000, NoBigXattrs: true})
 			stop := guestfstest.Load(t, dir, 3)
 			type copied struct {
@@ -44,6 +44,7 @@ func TestLive(t *testing.T) {
 			stop()
 			churn(t, dir)
 			take()
+			unmount() // two of one UUID confuse the kernel
 			replayed := 0
 			for _, c := range list {
 				if compareReplayed(t, live, c.image, c.at) == guestfs.Replayed {

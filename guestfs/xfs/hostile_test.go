@@ -146,7 +146,7 @@ func TestHostile(t *testing.T) {
 // crash, no hang, no memory without bound.
 func testDamaged(t *testing.T, first *victim) {
 	victims := []*victim{first, first.after(t), first.after(t)}
-	runs := 200
+	runs := 150
 	if n, _ := strconv.Atoi(os.Getenv("LIFEBOAT_CRASH_RUNS")); n > 0 {
 		runs = 1000 * n
 	}

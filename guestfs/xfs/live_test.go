@@ -17,8 +17,7 @@ import (
 func TestLive(t *testing.T) {
 	guestfstest.NeedMount(t, "xfs", "mkfs.xfs")
 	copies, layouts := 1, map[string][]string{
-		"v5 rmapbt": {"-m", "rmapbt=1", "-i", "nrext64=1", "-l", "size=16m"},
-		"v5 1k":     {"-b", "size=1024", "-l", "su=4096,size=6m"},
+		"v5 1k": {"-m", "rmapbt=1", "-i", "nrext64=1", "-b", "size=1024", "-l", "su=4096,size=6m"},
 	}
 	if runs, _ := strconv.Atoi(os.Getenv("LIFEBOAT_CRASH_RUNS")); runs > 0 {
 		copies = runs

@@ -2,6 +2,8 @@ package xfs_test
 
 import (
 	"errors"
+	"os"
+	"slices"
 	"testing"
 
 	"lifeboat/disk"
@@ -59,19 +61,25 @@ func open(t testing.TB, image string) *xfs.FS {
 
 const imageSize = 160 << 20
 
+// rare are left out unless longer runs are asked for: others go the same ways.
+var rare = []string{"v5 nrext64", "v5 1k", "v5", "v5 small log", "v5 old", "v5 inodes 1k", "v5 log unit", "v5 groups", "v5 dir 64k"}
+
 // TestAgainstKernel: the whole tree, as the kernel shows it, for every variant.
 func TestAgainstKernel(t *testing.T) {
 	guestfstest.NeedMount(t, "xfs", "mkfs.xfs")
 	for name, args := range variants {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if slices.Contains(rare, name) && os.Getenv("LIFEBOAT_CRASH_RUNS") == "" {
+				t.Skip("LIFEBOAT_CRASH_RUNS is not set")
+			}
 			image := format(t, imageSize, args...)
 			dir, unmount := guestfstest.Mount(t, image, "xfs", "")
-			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 1, Entries: 300, MaxFile: 100_000, Year2038: args[1] != "crc=1" || name == "v5 old"})
+			guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 1, Entries: 200, MaxFile: 100_000, Year2038: args[1] != "crc=1" || name == "v5 old"})
 			unmount()
 			dir, _ = guestfstest.Mount(t, image, "xfs", "ro,norecovery,nouuid")
 			fsys := open(t, image)
-			if n := guestfstest.Compare(t, fsys, dir, guestfstest.Compared{}); n < 300 {
+			if n := guestfstest.Compare(t, fsys, dir, guestfstest.Compared{}); n < 200 {
 				t.Errorf("only %d entries were compared", n)
 			}
 			if info := fsys.Info(); info.State != guestfs.Clean && info.State != guestfs.Replayed || info.Type != "xfs" {
