@@ -148,6 +148,7 @@ func chain(t *testing.T, rng *rand.Rand, store *datastore, size int64, kinds ...
 // TestChains: a VM with a person's snapshots is read through /folder, and QEMU
 // reads the same from the same files.
 func TestChains(t *testing.T) {
+	t.Parallel()
 	_, noQEMU := exec.LookPath("qemu-img")
 	for seed, kinds := range [][]string{
 		{"VMFSSPARSE"}, {"SESPARSE"}, {"VMFSSPARSE", "VMFSSPARSE"}, {"SESPARSE", "SESPARSE", "SESPARSE"}, {"VMFSSPARSE", "SESPARSE"},
@@ -162,7 +163,7 @@ func TestChains(t *testing.T) {
 			req, content := chain(t, rng, store, size, kinds...)
 			src := open(t, req, vddk.Options{})
 			disktest.Equal(t, src, disktest.FromBytes(content))
-			for range 200 {
+			for range 50 {
 				n := 1 + rng.Int64N(200_000)
 				off := rng.Int64N(size - n)
 				p := make([]byte, n)
@@ -188,8 +189,9 @@ func TestChains(t *testing.T) {
 // TestHostileChains: deltas that are damaged anywhere give errors or their
 // content, and never more.
 func TestHostileChains(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(5, 78))
-	const size = 3 << 20
+	const size = 1 << 20
 	for _, kind := range []string{"VMFSSPARSE", "SESPARSE"} {
 		store := &datastore{dir: t.TempDir()}
 		req, _ := chain(t, rng, store, size, kind)
@@ -198,7 +200,7 @@ func TestHostileChains(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range 150 {
+		for i := range 100 {
 			bad := bytes.Clone(good)
 			for range 1 + rng.IntN(3) {
 				at := rng.IntN(min(len(bad), 1024+40<<10))

@@ -19,6 +19,7 @@ import (
 )
 
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	raw := rawFile(t, random(1))
 	for name, c := range map[string]struct {
 		settings []string
@@ -40,6 +41,7 @@ func TestRefusals(t *testing.T) {
 		"crash":          {[]string{"crash_connect", "1"}, vddk.ErrCrashed, "SIGSEGV"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := install(t)
 			req := libraryRequest(t, f, raw)
 			set(t, f, c.settings...)
@@ -83,6 +85,7 @@ func TestAllocationCannotBeAsked(t *testing.T) {
 }
 
 func TestNFCLimit(t *testing.T) {
+	t.Parallel()
 	f := install(t)
 	req := libraryRequest(t, f, rawFile(t, random(1)))
 	set(t, f, "nfc_limit", "2")
@@ -132,6 +135,7 @@ func readUntilItFails(t *testing.T, src vddk.Source, want disk.Image) error {
 }
 
 func TestLossWhileReading(t *testing.T) {
+	t.Parallel()
 	want := random(5)
 	raw := rawFile(t, want)
 	for name, c := range map[string]struct {
@@ -145,6 +149,7 @@ func TestLossWhileReading(t *testing.T) {
 		"hung":       {[]string{"hang_after", "30"}, 300 * time.Millisecond, vddk.ErrHung, "no answer"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := install(t)
 			req := libraryRequest(t, f, raw)
 			req.Files = &datastore{dir: t.TempDir()} // a lower rung, never to be used
@@ -169,6 +174,7 @@ func TestLossWhileReading(t *testing.T) {
 }
 
 func TestBadSectorSpoilsOnlyItself(t *testing.T) {
+	t.Parallel()
 	f := install(t)
 	want := disktest.Random(6, imageSize, 1)
 	req := libraryRequest(t, f, rawFile(t, want))
@@ -188,6 +194,7 @@ func TestBadSectorSpoilsOnlyItself(t *testing.T) {
 }
 
 func TestOpeningHangs(t *testing.T) {
+	t.Parallel()
 	f := install(t)
 	req := libraryRequest(t, f, rawFile(t, random(1)))
 	set(t, f, "hang_connect", "1")
@@ -202,6 +209,7 @@ func TestOpeningHangs(t *testing.T) {
 }
 
 func TestCancelEndsReads(t *testing.T) {
+	t.Parallel()
 	f := install(t)
 	req := libraryRequest(t, f, rawFile(t, random(1)))
 	set(t, f, "delay_us", "20000", "threads", "1")
@@ -220,6 +228,7 @@ func TestCancelEndsReads(t *testing.T) {
 }
 
 func TestProbeAndCleanup(t *testing.T) {
+	t.Parallel()
 	f := install(t)
 	info, err := vddk.Probe(t.Context(), f.Library())
 	if err != nil || info.Version != "8.0.9" || strings.Join(info.Modes, ":") != "file:san:hotadd:nbdssl:nbd" {

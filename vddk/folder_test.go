@@ -20,6 +20,7 @@ import (
 // TestFolderIsTakenUpAgain: requests that break off and fail are made again,
 // and no byte is lost or doubled.
 func TestFolderIsTakenUpAgain(t *testing.T) {
+	t.Parallel()
 	want := disktest.Random(7, imageSize, 1)
 	req, store := folderRequest(t, want)
 	var mu sync.Mutex
@@ -39,6 +40,7 @@ func TestFolderIsTakenUpAgain(t *testing.T) {
 }
 
 func TestFolderGivesUp(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		fail error
 		lost bool

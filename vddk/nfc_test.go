@@ -150,6 +150,7 @@ func (s *slow) Close() error {
 // TestNFCServesWhatHasCome: the beginning can be read while the end has not
 // come, and a host that stops sending is given up.
 func TestNFCServesWhatHasCome(t *testing.T) {
+	t.Parallel()
 	want := disktest.Random(12, imageSize, 1)
 	req, l := leaseRequest(t, want)
 	l.wrap = func(r io.Reader) io.Reader {
