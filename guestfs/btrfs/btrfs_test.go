@@ -51,16 +51,21 @@ func format(t testing.TB, v variant) []string {
 	return images
 }
 
+func image(t testing.TB, file string) disk.Image {
+	t.Helper()
+	img, err := disk.Open(t.Context(), file, disk.OpenOptions{Format: disk.FormatRaw})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { img.Close() })
+	return img
+}
+
 func open(t testing.TB, images ...string) *btrfs.FS {
 	t.Helper()
 	var imgs []disk.Image
-	for _, image := range images {
-		img, err := disk.Open(t.Context(), image, disk.OpenOptions{Format: disk.FormatRaw})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { img.Close() })
-		imgs = append(imgs, img)
+	for _, file := range images {
+		imgs = append(imgs, image(t, file))
 	}
 	fsys, err := btrfs.Open(t.Context(), imgs[0], imgs[1:]...)
 	if err != nil {
@@ -89,6 +94,11 @@ func TestAgainstKernel(t *testing.T) {
 			fsys := open(t, images...)
 			if n := guestfstest.Compare(t, fsys, dir, guestfstest.Compared{}); n < 100 {
 				t.Errorf("only %d entries were compared", n)
+			}
+			if v.devices == 1 {
+				if n := guestfstest.Physical(t, fsys, image(t, images[0])); n < 30 {
+					t.Errorf("only %d extents", n)
+				}
 			}
 			if info := fsys.Info(); info.State != guestfs.Clean || info.Type != "btrfs" {
 				t.Errorf("info: %+v", info)

@@ -45,14 +45,19 @@ func mkfs(t testing.TB, image string, args ...string) {
 	guestfstest.Run(t, "env", append(args, image)...)
 }
 
-func open(t testing.TB, image string) *xfs.FS {
+func volume(t testing.TB, image string) disk.Image {
 	t.Helper()
 	img, err := disk.Open(t.Context(), image, disk.OpenOptions{Format: disk.FormatRaw})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { img.Close() })
-	fsys, err := xfs.Open(t.Context(), img)
+	return img
+}
+
+func open(t testing.TB, image string) *xfs.FS {
+	t.Helper()
+	fsys, err := xfs.Open(t.Context(), volume(t, image))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +86,9 @@ func TestAgainstKernel(t *testing.T) {
 			fsys := open(t, image)
 			if n := guestfstest.Compare(t, fsys, dir, guestfstest.Compared{}); n < 200 {
 				t.Errorf("only %d entries were compared", n)
+			}
+			if n := guestfstest.Physical(t, fsys, volume(t, image)); n < 50 {
+				t.Errorf("only %d extents", n)
 			}
 			if info := fsys.Info(); info.State != guestfs.Clean && info.State != guestfs.Replayed || info.Type != "xfs" {
 				t.Errorf("info: %+v", info)
