@@ -41,6 +41,9 @@ var (
 type State struct {
 	dir  string
 	mark processMark // this process's
+	// pause is how long it waits before it tries something on a vSphere again, at
+	// first; 0 means removePause.
+	pause time.Duration
 }
 
 // OpenState opens the state directory, making it (mode 0700) if need be.

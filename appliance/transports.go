@@ -2,9 +2,12 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"path"
 	"path/filepath"
 
 	"lifeboat/vddk"
@@ -38,7 +41,7 @@ func (t Transports) request(c *vsphere.Client, vm *vsphere.VM, snapshot vsphere.
 	r := vddk.Request{
 		Key: d.Key, Size: d.Size, Path: d.File, LocalPath: t.local(d.File),
 		VM: string(vm.Ref), Snapshot: string(snapshot), Library: t.Library,
-		Files: c.Files(vm.Datacenter), Lease: leaser{c, leased},
+		Files: dsFiles{c.Files(vm.Datacenter)}, Lease: leaser{c, leased, vm.Disks},
 	}
 	if t.Login.Password != "" {
 		r.Server, r.Username, r.Password, r.Thumbprint = t.Login.Server, t.Login.Username, t.Login.Password, t.Login.Thumbprint
@@ -53,8 +56,8 @@ func (t Transports) options(limiter vddk.Limiter, log *slog.Logger) vddk.Options
 
 // local is a datastore path as a file of this machine, or empty. A path that
 // leads out of the datastore is none.
-func (t Transports) local(path string) string {
-	name, file, ok := vsphere.SplitPath(path)
+func (t Transports) local(dsPath string) string {
+	name, file, ok := vsphere.SplitPath(dsPath)
 	dir := t.Datastores[name]
 	if !ok || dir == "" || !filepath.IsLocal(file) {
 		return ""
@@ -62,10 +65,43 @@ func (t Transports) local(path string) string {
 	return filepath.Join(dir, file)
 }
 
+// dsFiles are the files of a datacenter for package vddk, which goes on trying
+// unless an error says that it is of no use.
+type dsFiles struct{ *vsphere.Files }
+
+// ReadRange implements vddk.FileReader.
+func (f dsFiles) ReadRange(ctx context.Context, dsPath string, off int64, p []byte) (int, error) {
+	n, err := f.Files.ReadRange(ctx, dsPath, off, p)
+	return n, finalError(err)
+}
+
+// Size implements vddk.FileReader.
+func (f dsFiles) Size(ctx context.Context, dsPath string) (int64, error) {
+	n, err := f.Files.Size(ctx, dsPath)
+	return n, finalError(err)
+}
+
+// Upload implements vddk.FileWriter.
+func (f dsFiles) Upload(ctx context.Context, dsPath string, r io.Reader, size int64) error {
+	return finalError(f.Files.Upload(ctx, dsPath, r, size))
+}
+
+// finalError marks what asking again does not mend.
+func finalError(err error) error {
+	switch {
+	case errors.Is(err, vsphere.ErrNotFound):
+		return fmt.Errorf("%w (%w)", err, fs.ErrNotExist)
+	case errors.Is(err, vsphere.ErrCertificate), errors.Is(err, vsphere.ErrCredentials), errors.Is(err, vsphere.ErrPermission):
+		return fmt.Errorf("%w (%w)", err, fs.ErrPermission)
+	}
+	return err
+}
+
 // leaser exports the disks of a VM or snapshot for package vddk.
 type leaser struct {
 	client *vsphere.Client
 	of     vsphere.Ref
+	disks  []vsphere.Disk
 }
 
 // Export implements vddk.Leaser.
@@ -74,19 +110,57 @@ func (l leaser) Export(ctx context.Context) (vddk.Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	return exportLease{lease}, nil
+	return exportLease{lease, l.disks}, nil
 }
 
-type exportLease struct{ lease *vsphere.Lease }
+type exportLease struct {
+	lease *vsphere.Lease
+	disks []vsphere.Disk
+}
 
 // Disk implements vddk.Lease.
 func (l exportLease) Disk(ctx context.Context, key int32) (io.ReadCloser, error) {
-	for i, item := range l.lease.Items {
-		if item.Disk && item.DeviceKey == key {
-			return l.lease.Open(ctx, i)
+	i, err := l.item(key)
+	if err != nil {
+		return nil, err
+	}
+	return l.lease.Open(ctx, i)
+}
+
+// item finds a disk in the lease, which calls it by the controller that it hangs
+// on and not by its key: "/vm-42/ParaVirtualSCSIController0:1".
+func (l exportLease) item(key int32) (int, error) {
+	place, disks, last := "", 0, 0
+	for _, d := range l.disks {
+		if d.Key == key {
+			place = leasePlace(d)
 		}
 	}
-	return nil, fmt.Errorf("the export has no disk with the key %d: %w", key, ErrNotFound)
+	for i, item := range l.lease.Items {
+		if !item.Disk {
+			continue
+		}
+		if item.DeviceKey == key || place != "" && path.Base(item.Key) == place {
+			return i, nil
+		}
+		disks, last = disks+1, i
+	}
+	if disks == 1 && len(l.disks) == 1 {
+		return last, nil
+	}
+	return 0, fmt.Errorf("which of the %d disks of the export is at %q is not clear: %w", disks, place, ErrNotFound)
+}
+
+// leasePlace is where a disk is as leases say it, or empty.
+func leasePlace(d vsphere.Disk) string {
+	controller := map[string]string{
+		"lsilogic": "VirtualLsiLogicController", "lsisas1068": "VirtualLsiLogicSASController", "pvscsi": "ParaVirtualSCSIController",
+		"buslogic": "VirtualBusLogicController", "nvme": "VirtualNVMEController", "sata": "VirtualAHCIController", "ide": "VirtualIDEController",
+	}[d.Controller.Type]
+	if controller == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s%d:%d", controller, d.Controller.Bus, d.Unit)
 }
 
 // Progress implements vddk.Lease.

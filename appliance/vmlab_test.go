@@ -10,6 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/vmware/govmomi"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/types"
 
 	"lifeboat/disk"
 	"lifeboat/internal/esxsim"
@@ -39,6 +44,7 @@ func newVMLab(t *testing.T, o esxsim.Options) *vmLab {
 	if err := InitRepository(t.Context(), l.url, []byte("pw"), store.InitOptions{KDFTime: 1, KDFMemory: 8, KDFThreads: 1}); err != nil {
 		t.Fatal(err)
 	}
+	l.state.pause = time.Millisecond
 	l.repo = l.openRepo()
 	l.client = l.dial()
 	return l
@@ -195,6 +201,43 @@ func tracked(name string, sizes ...int64) esxsim.VMSpec {
 		spec.Disks = append(spec.Disks, esxsim.DiskSpec{Size: n})
 	}
 	return spec
+}
+
+// admin is the VM in the hands of an administrator.
+func (l *vmLab) admin(vm string) *object.VirtualMachine {
+	l.t.Helper()
+	u := l.sim.URL()
+	c, err := govmomi.NewClient(l.t.Context(), u, true)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = c.Logout(context.Background()) })
+	kind, value, _ := strings.Cut(l.sim.VM(vm).Ref(), ":")
+	return object.NewVirtualMachine(c.Client, types.ManagedObjectReference{Type: kind, Value: value})
+}
+
+func (l *vmLab) wait(task *object.Task, err error) {
+	l.t.Helper()
+	if err == nil {
+		err = task.Wait(l.t.Context())
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// device is the n-th disk as the configuration has it.
+func (l *vmLab) device(vm string, n int) *types.VirtualDisk {
+	l.t.Helper()
+	list, err := l.admin(vm).Device(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	d, ok := list.FindByKey(l.sim.VM(vm).DiskKey(n)).(*types.VirtualDisk)
+	if !ok {
+		l.t.Fatalf("%s has no disk %d", vm, n)
+	}
+	return d
 }
 
 func says(texts []string, part string) bool {

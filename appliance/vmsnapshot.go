@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -144,7 +145,7 @@ func (s *State) dropSnapshot(ctx context.Context, c *vsphere.Client, in Intent) 
 func (s *State) endSnapshot(ctx context.Context, c *vsphere.Client, in Intent) error {
 	var err error
 	for try := range removeTries {
-		if try > 0 && !pause(ctx, removePause<<(try-1)) {
+		if try > 0 && !pause(ctx, cmp.Or(s.pause, removePause)<<(try-1)) {
 			break
 		}
 		if _, err = s.undoSnapshot(ctx, c, in); err == nil {
