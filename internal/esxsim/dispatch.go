@@ -1,6 +1,7 @@
 package esxsim
 
 import (
+	"context"
 	"reflect"
 	"strings"
 	"time"
@@ -140,6 +141,22 @@ func (d *collectorCalls) WaitForUpdatesEx(ctx *simulator.Context, req *types.Wai
 	if req.Version == "" {
 		return pc.WaitForUpdatesEx(ctx, req)
 	}
+	over := make(chan struct{})
+	defer close(over)
+	stop := context.AfterFunc(d.s.ctx, func() { cancelWait(pc, over) })
+	defer stop()
 	d.s.front.meter.waiting(func() { res = pc.WaitForUpdatesEx(ctx, req) })
 	return res
+}
+
+// cancelWait ends a wait for updates, also one that is only about to begin.
+func cancelWait(pc *simulator.PropertyCollector, over <-chan struct{}) {
+	for {
+		pc.CancelWaitForUpdates(&types.CancelWaitForUpdates{})
+		select {
+		case <-over:
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }

@@ -35,6 +35,7 @@ type front struct {
 	cert    atomic.Pointer[tls.Certificate]
 	handler http.Handler
 	meter   meter
+	calls   inflight
 
 	mu     sync.Mutex
 	server *http.Server
@@ -74,7 +75,7 @@ func (s *Sim) serve() error {
 			s.svc.Handle(p, handler)
 		}
 	}
-	f.handler = f.meter.wrap(mux)
+	f.handler = f.wrap(mux)
 	if err := s.writeTrust(); err != nil {
 		return errors.Join(err, ln.Close())
 	}
@@ -102,6 +103,8 @@ func (f *front) start(ln net.Listener, logger *slog.Logger) {
 	}()
 }
 
+// close ends the server and waits for the calls that are under way: the
+// simulation's context is over, so none takes long.
 func (f *front) close() {
 	f.mu.Lock()
 	srv, done := f.server, f.done
@@ -110,12 +113,9 @@ func (f *front) close() {
 	if srv == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	if srv.Shutdown(ctx) != nil {
-		_ = srv.Close()
-	}
+	_ = srv.Close()
 	<-done
+	f.calls.wait()
 }
 
 // Restart is a restart of vCenter's services: connections break, sessions and
@@ -211,6 +211,37 @@ func newCertificate() (*tls.Certificate, error) {
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
+// inflight counts calls under way. Unlike a WaitGroup it may be added to while
+// somebody waits.
+type inflight struct {
+	mu   sync.Mutex
+	n    int
+	idle chan struct{} // closed when n falls to 0; nil: nobody waits
+}
+
+func (i *inflight) add(n int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.n += n; i.n == 0 && i.idle != nil {
+		close(i.idle)
+		i.idle = nil
+	}
+}
+
+func (i *inflight) wait() {
+	i.mu.Lock()
+	if i.n == 0 {
+		i.mu.Unlock()
+		return
+	}
+	if i.idle == nil {
+		i.idle = make(chan struct{})
+	}
+	idle := i.idle
+	i.mu.Unlock()
+	<-idle
+}
+
 // meter measures for how long anything was being done: the union of the times
 // of calls and tasks, less the time spent waiting for an NFS server or for
 // updates, which is not the simulator's.
@@ -243,10 +274,13 @@ func (m *meter) busy() time.Duration {
 	return m.total
 }
 
-func (m *meter) wrap(h http.Handler) http.Handler {
+// wrap counts calls, for the meter and for who waits for their end.
+func (f *front) wrap(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		m.add(1)
-		defer m.add(-1)
+		f.calls.add(1)
+		defer f.calls.add(-1)
+		f.meter.add(1)
+		defer f.meter.add(-1)
 		h.ServeHTTP(w, r)
 	})
 }

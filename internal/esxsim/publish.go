@@ -55,10 +55,7 @@ func (s *Sim) publish(v *vm) {
 	ctx := s.background()
 	s.reg.WithLock(ctx, v.obj, func() {
 		changes = slices.DeleteFunc(changes, func(c types.PropertyChange) bool { return same(&v.obj.VirtualMachine, c) })
-		changes = append(changes, parts(changes)...)
-		if len(changes) > 0 {
-			s.reg.Update(ctx, v.obj, changes)
-		}
+		s.apply(ctx, v.obj, changes)
 	})
 }
 
@@ -94,35 +91,6 @@ func same(obj *mo.VirtualMachine, c types.PropertyChange) bool {
 		return false
 	}
 	return reflect.DeepEqual(old, c.Val)
-}
-
-// parts are changes by the names that those give who wait for a part only:
-// the simulator compares names of changes with names that were asked for.
-func parts(of []types.PropertyChange) []types.PropertyChange {
-	var list []types.PropertyChange
-	add := func(name string, v any) { list = append(list, types.PropertyChange{Name: name, Val: v}) }
-	for _, c := range of {
-		switch v := c.Val.(type) {
-		case types.VirtualMachineRuntimeInfo:
-			add("runtime.powerState", v.PowerState)
-			add("runtime.connectionState", v.ConnectionState)
-			add("runtime.host", v.Host)
-			add("runtime.consolidationNeeded", v.ConsolidationNeeded)
-			if v.Question != nil {
-				add("runtime.question", v.Question)
-			} else {
-				add("runtime.question", nil)
-			}
-		case *types.VirtualMachineConfigInfo:
-			add("config.hardware", v.Hardware)
-			add("config.hardware.device", v.Hardware.Device)
-			add("config.changeTrackingEnabled", *v.ChangeTrackingEnabled)
-		case *types.GuestInfo:
-			add("guest.toolsRunningStatus", v.ToolsRunningStatus)
-			add("guest.guestState", v.GuestState)
-		}
-	}
-	return list
 }
 
 func (s *Sim) configOf(v *vm, disk func(*vdisk) (*layer, string)) types.VirtualMachineConfigInfo {

@@ -26,6 +26,7 @@ type Sim struct {
 	front    *front
 	calls    *injector
 	sessions *sessionBook
+	watched  watchBook
 	ctx      context.Context // ends with Close: tasks, heartbeats, machines
 	stop     context.CancelCauseFunc
 	sockets  string         // directory of the disks' sockets: a short name

@@ -11,7 +11,6 @@ import (
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -153,12 +152,6 @@ func said[F types.BaseMethodFault](f F, key, format string, args ...any) F {
 		m.FaultMessage = []types.LocalizableMessage{{Key: key, Message: text}}
 	}
 	return f
-}
-
-// update changes properties of an object, under its lock, and tells those who
-// wait for it.
-func (s *Sim) update(obj mo.Reference, changes []types.PropertyChange) {
-	s.reg.AtomicUpdate(s.background(), obj, changes)
 }
 
 // forgetTasks removes all task objects; what they do goes on [field].
