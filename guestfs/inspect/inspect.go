@@ -25,8 +25,9 @@ import (
 const Native = "native"
 
 // Reader opens the file system on a volume, which stays open as long.
-// guestfs.ErrNoFS where it is another one.
-type Reader func(ctx context.Context, volume disk.Image) (guestfs.FS, error)
+// guestfs.ErrNoFS where it is another one. namesakes are the guest's other volumes
+// of the same type and UUID: devices of the same file system, or copies.
+type Reader func(ctx context.Context, volume disk.Image, namesakes ...disk.Image) (guestfs.FS, error)
 
 // Readers are by the type that package probe tells.
 type Readers map[string]Reader
@@ -143,6 +144,9 @@ func Open(ctx context.Context, disks []disk.Image, opts Options) (*Guest, error)
 		return nil, err
 	}
 	g.fs = make([]guestfs.FS, len(g.images))
+	if err := g.probe(ctx); err != nil {
+		return nil, err
+	}
 	for i := range g.images {
 		if err := g.openVolume(ctx, i, opts.Readers); err != nil {
 			return nil, err
@@ -201,21 +205,24 @@ func (g *Guest) add(v Volume, img disk.Image) {
 	g.images = append(g.images, img)
 }
 
-// openVolume tells what is on a volume, and opens it where it can be read. An
-// error is one that ends everything: the caller has gone.
-func (g *Guest) openVolume(ctx context.Context, i int, readers Readers) error {
-	v, img := &g.report.Volumes[i], g.images[i]
-	if img == nil {
-		return nil // its State says why
+// probe tells what is on the volumes.
+func (g *Guest) probe(ctx context.Context) error {
+	for i, img := range g.images {
+		if img == nil {
+			continue // its State says why
+		}
+		info, err := probe.Volume(ctx, img)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		g.report.Volumes[i].Info = info
+		g.report.Volumes[i].fail(err)
 	}
-	info, err := probe.Volume(ctx, img)
-	v.Info = info
-	if err == nil && (info.State == "" || readers[info.Type] != nil) {
-		err = g.read(ctx, i, readers)
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
+	return nil
+}
+
+// fail says in a volume's State and Note why it cannot be read, or not be told.
+func (v *Volume) fail(err error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, guestfs.ErrNoFS):
@@ -227,7 +234,33 @@ func (g *Guest) openVolume(ctx context.Context, i int, readers Readers) error {
 	default:
 		v.State, v.Note = guestfs.Damaged, err.Error()
 	}
+}
+
+// openVolume opens a volume that can be read. An error is one that ends
+// everything: the caller has gone.
+func (g *Guest) openVolume(ctx context.Context, i int, readers Readers) error {
+	v := &g.report.Volumes[i]
+	if g.images[i] == nil || v.Type == "" || v.State != "" && readers[v.Type] == nil {
+		return nil
+	}
+	err := g.read(ctx, i, readers)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	v.fail(err)
 	return nil
+}
+
+// namesakes are the other volumes that call themselves the same.
+func (g *Guest) namesakes(i int) []disk.Image {
+	var out []disk.Image
+	for j := range g.images {
+		a, b := &g.report.Volumes[i], &g.report.Volumes[j]
+		if i != j && g.images[j] != nil && a.UUID != "" && a.UUID == b.UUID && a.Type == b.Type {
+			out = append(out, g.images[j])
+		}
+	}
+	return out
 }
 
 func (g *Guest) read(ctx context.Context, i int, readers Readers) error {
@@ -236,7 +269,7 @@ func (g *Guest) read(ctx context.Context, i int, readers Readers) error {
 	if open == nil {
 		return &guestfs.UnsupportedError{FS: v.Type, What: "a reader for it"}
 	}
-	fsys, err := open(ctx, g.images[i])
+	fsys, err := open(ctx, g.images[i], g.namesakes(i)...)
 	if err != nil {
 		return err
 	}

@@ -350,3 +350,18 @@ func TestTwins(t *testing.T) {
 		t.Errorf("%v, %v", errA, errB)
 	}
 }
+
+// TestSeveralDevices: the devices of one file system are found by their names.
+func TestSeveralDevices(t *testing.T) {
+	guestfstest.NeedMount(t, "", "mkfs.btrfs")
+	a, b := guestfstest.NewImage(t, 256*megabyte), guestfstest.NewImage(t, 256*megabyte)
+	guestfstest.Run(t, "mkfs.btrfs", "-q", "-d", "raid0", "-m", "raid1", a, b)
+	if v := inspected(t, open(t, a)).Report().Volumes[0]; v.State != guestfs.Damaged {
+		t.Errorf("one device of two: %+v", v)
+	}
+	for _, v := range inspected(t, open(t, b), open(t, a)).Report().Volumes {
+		if v.State != guestfs.Clean || v.Type != "btrfs" || !v.Usable() {
+			t.Errorf("both devices: %+v", v)
+		}
+	}
+}

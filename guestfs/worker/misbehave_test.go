@@ -29,7 +29,7 @@ import (
 // is in the name that is looked up.
 type bad struct{ img disk.Image }
 
-func misbehave(_ context.Context, img disk.Image) (guestfs.FS, error) {
+func misbehave(_ context.Context, img disk.Image, _ ...disk.Image) (guestfs.FS, error) {
 	if deed := deedOf(img); deed != "" {
 		_, err := (&bad{img}).Lookup(context.Background(), 1, deed)
 		return nil, err
