@@ -269,7 +269,8 @@ func (g *Guest) read(ctx context.Context, i int, readers Readers) error {
 	if open == nil {
 		return &guestfs.UnsupportedError{FS: v.Type, What: "a reader for it"}
 	}
-	fsys, err := open(ctx, g.images[i], g.namesakes(i)...)
+	namesakes := g.namesakes(i)
+	fsys, err := open(ctx, g.images[i], namesakes...)
 	if err != nil {
 		return err
 	}
@@ -277,7 +278,7 @@ func (g *Guest) read(ctx context.Context, i int, readers Readers) error {
 	if d, ok := fsys.(guestfs.Describer); ok {
 		v.Info = d.Info()
 	}
-	if missing := v.Size - g.images[i].Size(); missing > 0 {
+	if missing := v.Size - g.images[i].Size(); missing > 0 && len(namesakes) == 0 {
 		v.State, v.Note = guestfs.Damaged, strings.TrimPrefix(v.Note+fmt.Sprintf("; the last %d bytes of it are missing from the disk", missing), "; ")
 	}
 	return nil
