@@ -109,10 +109,29 @@ func (f *FS) piece(ctx context.Context, in *inode, off int64) (disk.Piece, error
 		p.From, p.At = &encoded{ctx: ctx, f: f, in: in, e: e}, int64(e.skip)
 	case e.kind == typeInline:
 		p.From = disk.Bytes(ctx, e.inline[:e.decoded])
+	case in.u64(inFlags)&flagNoSums != 0 && f.v.copies(e.at) == 1:
+		return f.unsummed(e, off)
 	default:
 		p.From, p.At = &data{ctx: ctx, f: f, in: in}, int64(e.at+e.skip)
 	}
 	return p, nil
+}
+
+// unsummed is the piece of an extent of which there is one copy and no checksum: it
+// can be read where it stands.
+func (f *FS) unsummed(e extent, off int64) (disk.Piece, error) {
+	within := uint64(off) - e.from
+	at := e.at + e.skip + within
+	c, err := f.v.chunk(at)
+	if err != nil {
+		return disk.Piece{}, err
+	}
+	s, n := c.place(at, 0)
+	img := f.v.devices[s.device]
+	if img == nil {
+		return disk.Piece{}, fmt.Errorf("btrfs: %d bytes at %d are on device %d: %w", n, at, s.device, errMissing)
+	}
+	return disk.Piece{Offset: off, Length: int64(min(n, e.length-within)), From: img, At: int64(min(s.at, math.MaxInt64))}, nil
 }
 
 // PhysicalExtents implements [guestfs.Mapped], for a volume of one device.
