@@ -113,7 +113,7 @@ func (a *attaching) run(ctx context.Context, nas vsphere.NAS, host vsphere.Host)
 	if a.session == "" {
 		a.session = fileName(a.req.Point.VM) + time.Now().UTC().Format("-disks-20060102-150405")
 	}
-	release, err := a.state.lockWork(a.session)
+	release, err := a.state.lockNewWork(a.session)
 	if err != nil {
 		return nil, err
 	}

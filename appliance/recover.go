@@ -146,7 +146,7 @@ func (r *recovering) run(ctx context.Context) (Recovered, error) {
 		return out, err
 	}
 	out.Session, out.VM = r.session, rec.VM
-	release, err := r.state.lockWork(r.session)
+	release, err := r.state.lockNewWork(r.session)
 	if err != nil {
 		out.Error = err.Error()
 		return out, err

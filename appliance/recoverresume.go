@@ -213,3 +213,21 @@ func (s *State) mountHandler(ctx context.Context, c *vsphere.Client, in Intent) 
 	w.mounting[in.ID] = true // adopted: it is no reason to keep the datastore
 	return fmt.Sprintf("datastore %s on host %s: there where a session needs it, and nowhere else", in.Object["name"], in.Object["host"]), w.unmountUnused(ctx)
 }
+
+// lockNewWork is lockWork for a session that is about to be made. One that exists
+// is refused: what fails from here on is undone, and must not undo another's work.
+func (s *State) lockNewWork(session string) (release func(), err error) {
+	release, err = s.lockWork(session)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.session(session)
+	if errors.Is(err, ErrNotFound) {
+		return release, nil
+	}
+	release()
+	if err == nil {
+		err = fmt.Errorf("session %q is %w: it exists already; choose another --session", session, ErrBusy)
+	}
+	return nil, err
+}

@@ -20,10 +20,35 @@ import (
 func TestRecoverSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	w := newRecoverWorld(t, func(o *esxsim.Options) { o.MaxNFSVolumes = 1 }, testVM(t, "web", 1))
-	other := vsphere.NAS{Name: w.datastore(), Server: w.addr.String(), Path: ExportPath + "/elsewhere"}
 	hosts, err := w.vc.Hosts(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
+	}
+	// mounted has somebody mount something on every host.
+	mounted := func(t *testing.T, nas vsphere.NAS) (after func()) {
+		const other = "elsewhere"
+		if err := os.Mkdir(w.state.Datastore()+"/"+other, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.server.tree.Attach(other); err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range hosts {
+			if _, err := w.vc.MountNAS(t.Context(), h.Ref, nas); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return func() {
+			for _, h := range hosts {
+				if err := w.vc.UnmountNAS(t.Context(), h.Ref, nas.Name); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := w.server.tree.Detach(other); err != nil {
+				t.Error(err)
+			}
+			os.Remove(w.state.Datastore() + "/" + other)
+		}
 	}
 	for _, c := range []struct {
 		name    string
@@ -48,43 +73,14 @@ func TestRecoverSaysWhatIsWrong(t *testing.T) {
 			return nil
 		}, ErrNotFound, []string{"No/Such"}},
 		{"the datastore's name is another's", func(t *testing.T, _ *RecoverRequest) func() {
-			if err := os.Mkdir(w.state.Datastore()+"/elsewhere", 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := w.server.tree.Attach("elsewhere"); err != nil {
-				t.Fatal(err)
-			}
-			for _, h := range hosts {
-				if _, err := w.vc.MountNAS(t.Context(), h.Ref, other); err != nil {
-					t.Fatal(err)
-				}
-			}
-			return func() {
-				for _, h := range hosts {
-					if err := w.vc.UnmountNAS(t.Context(), h.Ref, other.Name); err != nil {
-						t.Error(err)
-					}
-				}
-				if err := w.server.tree.Detach("elsewhere"); err != nil {
-					t.Error(err)
-				}
-				os.Remove(w.state.Datastore() + "/elsewhere")
-			}
+			return mounted(t, vsphere.NAS{Name: w.datastore(), Server: w.addr.String(), Path: ExportPath + "/elsewhere"})
 		}, vsphere.ErrNameTaken, []string{"leftovers"}},
+		{"the export is mounted under another name", func(t *testing.T, _ *RecoverRequest) func() {
+			return mounted(t, vsphere.NAS{Name: "others", Server: w.addr.String(), Path: ExportPath})
+		}, vsphere.ErrAlreadyMounted, []string{"others"}},
 		{"NFS.MaxVolumes", func(t *testing.T, _ *RecoverRequest) func() {
-			for _, h := range hosts {
-				if _, err := w.vc.MountNAS(t.Context(), h.Ref, vsphere.NAS{Name: "others", Server: w.addr.String(), Path: ExportPath}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			return func() {
-				for _, h := range hosts {
-					if err := w.vc.UnmountNAS(t.Context(), h.Ref, "others"); err != nil {
-						t.Error(err)
-					}
-				}
-			}
-		}, nil, []string{"others"}},
+			return mounted(t, vsphere.NAS{Name: "others", Server: w.addr.String(), Path: ExportPath + "/elsewhere"})
+		}, vsphere.ErrMaxVolumes, []string{"NFS.MaxVolumes"}},
 		{"the host cannot reach the server", func(_ *testing.T, req *RecoverRequest) func() {
 			req.Address = "127.255.255.254"
 			return nil
@@ -133,6 +129,27 @@ func TestRecoverSaysWhatIsWrong(t *testing.T) {
 			w.nothingLeft()
 		})
 	}
+}
+
+// TestTakenSessionIsLeftAlone asks for a session that is there: the VM that runs
+// in it goes on.
+func TestTakenSessionIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	w := newRecoverWorld(t, nil, testVM(t, "web", 1))
+	got := w.recover(w.request("web"))[0]
+	req := w.request("web")
+	req.Session = got.Session
+	if _, err := Recover(t.Context(), w.state, w.repo, w.vc, req); !errors.Is(err, ErrBusy) {
+		t.Fatalf("a session that exists: %v", err)
+	}
+	if _, err := Attach(t.Context(), w.state, w.repo, w.vc, AttachRequest{Point: req.Points[0], RepoURL: req.RepoURL, VM: "web", Session: got.Session}); !errors.Is(err, ErrBusy) {
+		t.Fatalf("a session that exists: %v", err)
+	}
+	w.sameDisk(got.VM, 0, w.disks["web"][0])
+	if err := Stop(t.Context(), w.state, w.vc, StopRequest{Session: got.Session}); err != nil {
+		t.Fatal(err)
+	}
+	w.nothingLeft()
 }
 
 // TestPort111Taken has somebody else there, as rpcbind is on many machines.

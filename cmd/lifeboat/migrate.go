@@ -35,6 +35,9 @@ func (p *program) migrate(c *cli.Context) error {
 	req := appliance.MigrateRequest{
 		Session: c.Args().First(), Datastore: c.String("datastore"), PerDisk: map[int]string{}, Cold: c.Bool("cold"), Logger: p.log,
 	}
+	if req.Datastore == "" {
+		return fmt.Errorf("%w: say with --datastore where it is to go", appliance.ErrUsage)
+	}
 	for _, arg := range c.StringSlice("disk") {
 		number, datastore, ok := strings.Cut(arg, "=")
 		n, err := strconv.Atoi(number)

@@ -202,18 +202,28 @@ func (p *program) serveFor(c *cli.Context, w vsphereCommand) error {
 	if err != nil {
 		hosts = nil // the name is a VM's host that recover looks for itself, or wrong, which it says
 	}
-	var allow []netip.Prefix
-	ctx, cancel := context.WithTimeout(c.Context, lookupPatience)
+	return p.ensureServer(c, w.state, local.String(), p.addressesOf(c.Context, hosts))
+}
+
+// addressesOf asks for the addresses of all hosts at once. A name that nobody
+// knows is said: its host may be refused.
+func (p *program) addressesOf(ctx context.Context, hosts []vsphere.Host) []netip.Prefix {
+	ctx, cancel := context.WithTimeout(ctx, lookupPatience)
 	defer cancel()
-	for _, h := range hosts {
-		addrs, err := new(net.Resolver).LookupNetIP(ctx, "ip", h.Name)
-		if err != nil {
-			p.log.Warn("the address of a host is not known; name it with --allow if it is refused", "host", h.Name, "err", err)
-			continue
-		}
-		for _, a := range addrs {
-			allow = append(allow, netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()))
-		}
+	found := make([][]netip.Addr, len(hosts))
+	var asking sync.WaitGroup
+	for i, h := range hosts {
+		asking.Go(func() {
+			var err error
+			if found[i], err = new(net.Resolver).LookupNetIP(ctx, "ip", h.Name); err != nil {
+				p.log.Warn("the address of a host is not known; name it with --allow if it is refused", "host", h.Name, "err", err)
+			}
+		})
 	}
-	return p.ensureServer(c, w.state, local.String(), allow)
+	asking.Wait()
+	var allow []netip.Prefix
+	for _, a := range slices.Concat(found...) {
+		allow = append(allow, netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()))
+	}
+	return allow
 }

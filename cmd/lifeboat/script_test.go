@@ -27,6 +27,12 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: scriptCommands(),
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
 	})
 }
 
@@ -34,6 +40,7 @@ func TestScript(t *testing.T) {
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"mkdisk": mkdisk, "scribble": scribble, "flip": flip, "json": jsonField, "same": same, "patch": patch, "size": sizeIs, "code": exitCodeIs, "mkrepo": mkrepo,
+		"vsphere": vsphereCmd, "guest": guest,
 		"background": background, "stop": stop, "crash": crash, "nfs": nfs,
 	}
 }

@@ -56,13 +56,17 @@ func (p *program) sessionList(c *cli.Context) error {
 	if p.json {
 		return p.printJSON(infos)
 	}
-	return p.table("SESSION\tSTATE\tCREATED\tWRITTEN\tVMS", func(line func(string, ...any)) {
+	return p.table("SESSION\tSTATE\tCREATED\tWRITTEN\tVMS\tON VSPHERE", func(line func(string, ...any)) {
 		for _, s := range infos {
 			var vms []string
 			for _, f := range s.Folders {
 				vms = append(vms, f.VM)
 			}
-			line("%s\t%s\t%s\t%s\t%s", s.Name, s.State, localTime(s.Created), size(s.OverlayBytes), strings.Join(vms, ", "))
+			on := ""
+			if r := s.Recovery; r != nil {
+				on = fmt.Sprintf("%s: %s at %s", r.State, r.VM, r.Server)
+			}
+			line("%s\t%s\t%s\t%s\t%s\t%s", s.Name, s.State, localTime(s.Created), size(s.OverlayBytes), strings.Join(vms, ", "), on)
 		}
 	})
 }
@@ -80,6 +84,15 @@ func (p *program) sessionShow(c *cli.Context) error {
 		return p.printJSON(info)
 	}
 	fmt.Fprintf(p.stdout, "Session     %s (%s)\nCreated     %s\nRepository  %s\nOn disk     %s\n", info.Name, info.State, localTime(info.Created), info.RepoURL, size(info.OverlayBytes))
+	if r := info.Recovery; r != nil {
+		fmt.Fprintf(p.stdout, "On vSphere  %s: VM %q at %s, datastore %s on %s\n", r.State, printable(r.VM), r.Server, r.Datastore, printable(strings.Join(r.Hosts, ", ")))
+		for _, s := range r.Steps {
+			fmt.Fprintf(p.stdout, "            %s %.2f s\n", s.Name, s.Seconds)
+		}
+		for _, note := range r.Notes {
+			fmt.Fprintf(p.stdout, "            note: %s\n", printable(note))
+		}
+	}
 	for _, f := range info.Folders {
 		fmt.Fprintf(p.stdout, "\n%s, restore point %s of %s\n  folder  %s/%s/%s\n", printable(f.VM), f.Point, localTime(f.Time), appliance.ExportPath, info.Name, f.Name)
 		for _, d := range f.Disks {
