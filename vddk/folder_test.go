@@ -59,6 +59,10 @@ func TestFolderGivesUp(t *testing.T) {
 			if !strings.Contains(err.Error(), c.fail.Error()) || errors.Is(err, vddk.ErrLost) != c.lost || errors.Is(err, io.EOF) {
 				t.Errorf("error %v", err)
 			}
+			store.fail = nil
+			if _, err := src.ReadAt(make([]byte, 1000), 1<<20); errors.Is(err, vddk.ErrLost) != c.lost {
+				t.Errorf("when the server is back: %v", err) // what is lost stays lost
+			}
 			if many := calls > 1; many != c.lost {
 				t.Errorf("asked %d times", calls)
 			}

@@ -173,6 +173,25 @@ func TestNFCServesWhatHasCome(t *testing.T) {
 	}
 }
 
+// TestNFCWaitsForTheEnd: nobody has read all of the disk before the stream's end
+// was seen.
+func TestNFCWaitsForTheEnd(t *testing.T) {
+	t.Parallel()
+	want := disktest.Random(12, imageSize, 1)
+	req, l := leaseRequest(t, want)
+	l.wrap = func(r io.Reader) io.Reader {
+		return &slow{r: io.LimitReader(r, int64(len(l.stream))-disk.SectorSize), closed: make(chan struct{})}
+	}
+	src := open(t, req, vddk.Options{Timeout: 500 * time.Millisecond})
+	p := make([]byte, imageSize)
+	if n, err := src.ReadAt(p[:imageSize-512], 0); err != nil {
+		t.Errorf("all but the last sector = %d, %v", n, err)
+	}
+	if _, err := src.ReadAt(p, 0); !errors.Is(err, vddk.ErrHung) {
+		t.Errorf("all of it, without the stream's end: %v", err)
+	}
+}
+
 // TestNFCNeverTakesACutStreamForWhole cuts the stream at random places, and
 // flips bytes of it: then either the disk reads as it is, or not to its end.
 func TestNFCNeverTakesACutStreamForWhole(t *testing.T) {
@@ -197,6 +216,14 @@ func TestNFCNeverTakesACutStreamForWhole(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(0, len(stream)-1).Draw(t, "at")
+		if rapid.Bool().Draw(t, "end too early") {
+			at := min(n, len(stream)-2*disk.SectorSize) / disk.SectorSize * disk.SectorSize
+			end := make([]byte, disk.SectorSize) // reads as an end marker
+			if try(t, append(bytes.Clone(stream[:at]), end...)) == nil {
+				t.Fatalf("an end marker at %d is taken for the end", at)
+			}
+			return
+		}
 		if rapid.Bool().Draw(t, "cut") {
 			if try(t, stream[:n]) == nil {
 				t.Fatalf("a stream of %d bytes is taken for one of %d", n, len(stream))
