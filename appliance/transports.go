@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"path"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"lifeboat/vddk"
 	"lifeboat/vsphere"
@@ -25,10 +27,21 @@ type Transports struct {
 	// Library is VMware's, and Login what it needs to use it: without a password
 	// it is not tried.
 	Library vddk.Library
-	Login   struct{ Server, Username, Password, Thumbprint string }
+	Login   struct{ Username, Password, Thumbprint string }
 	// Datastores are directories of this machine at which datastores are mounted,
 	// by the datastores' names.
 	Datastores map[string]string
+}
+
+// Check refuses names of transports that there are not, before anything is done.
+func (t Transports) Check() error {
+	known := []string{vddk.File, vddk.HotAdd, vddk.VDDK, vddk.NBDSSL, vddk.NBD, vddk.SAN, vddk.Folder, vddk.NFC}
+	for name := range strings.SplitSeq(t.Only, ",") {
+		if name = strings.TrimSpace(name); t.Only != "" && !slices.Contains(known, name) {
+			return fmt.Errorf("%w: there is no transport %q; there are %s", ErrUsage, name, strings.Join(known, ", "))
+		}
+	}
+	return nil
 }
 
 // request says which disk is meant and offers the ways to it. snapshot is empty
@@ -44,7 +57,7 @@ func (t Transports) request(c *vsphere.Client, vm *vsphere.VM, snapshot vsphere.
 		Files: dsFiles{c.Files(vm.Datacenter)}, Lease: leaser{c, leased, vm.Disks},
 	}
 	if t.Login.Password != "" {
-		r.Server, r.Username, r.Password, r.Thumbprint = t.Login.Server, t.Login.Username, t.Login.Password, t.Login.Thumbprint
+		r.Server, r.Username, r.Password, r.Thumbprint = c.About().Server, t.Login.Username, t.Login.Password, t.Login.Thumbprint
 	}
 	return r
 }

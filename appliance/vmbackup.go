@@ -126,6 +126,9 @@ func (s *State) BackupVMs(ctx context.Context, repo *store.Repository, c *vspher
 	if req.AuditEvery == 0 {
 		req.AuditEvery = defaultAuditEvery
 	}
+	if err := req.Transports.Check(); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	inv, err := inventory(ctx, c, req)
 	if err != nil {

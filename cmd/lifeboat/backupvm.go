@@ -150,7 +150,7 @@ func (p *program) backupVM(c *cli.Context) error {
 		return err
 	}
 	login := &req.Transports.Login
-	login.Server, login.Username, login.Password, login.Thumbprint = opts.URL, opts.Username, opts.Password, opts.Thumbprint
+	login.Username, login.Password, login.Thumbprint = opts.Username, opts.Password, opts.Thumbprint
 	show := newMeters(p.stderr)
 	req.Started = func(vm, disk string, _ int64) func(store.Progress) {
 		m := show.add(printable(vm + ", " + disk))

@@ -56,7 +56,7 @@ func (p *program) restoreTransports(c *cli.Context) (appliance.Transports, error
 		return t, err
 	}
 	opts, err := p.vcenterOptions(c)
-	t.Login.Server, t.Login.Username, t.Login.Password, t.Login.Thumbprint = opts.URL, opts.Username, opts.Password, opts.Thumbprint
+	t.Login.Username, t.Login.Password, t.Login.Thumbprint = opts.Username, opts.Password, opts.Thumbprint
 	return t, err
 }
 
