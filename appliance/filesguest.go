@@ -1,14 +1,17 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
+	"lifeboat/guestfs/crypt"
 	"lifeboat/guestfs/inspect"
 	"lifeboat/guestfs/tree"
 	"lifeboat/guestfs/worker"
@@ -33,6 +36,24 @@ type Guest struct {
 // GuestOptions say how guests are opened. The zero value is good.
 type GuestOptions struct {
 	Logger *slog.Logger // nil: slog.Default
+	// Keys open encrypted volumes: passphrases, contents of key files, recovery keys of
+	// BitLocker. Each is tried as all that it could be; they stay in memory.
+	Keys [][]byte
+}
+
+// recoveryKey is what a BitLocker recovery key looks like: 48 digits.
+var recoveryKey = regexp.MustCompile(`\b\d{6}(-\d{6}){7}\b`)
+
+func (o GuestOptions) secrets() []crypt.Secret {
+	var out []crypt.Secret
+	for _, key := range o.Keys {
+		s := crypt.Secret{Passphrase: bytes.TrimRight(key, "\r\n"), KeyFile: key}
+		if m := recoveryKey.Find(key); m != nil {
+			s.RecoveryKey = string(m)
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 const guestPurpose = "files of the guest"
@@ -62,7 +83,7 @@ func (g *Guest) open(ctx context.Context, repo *store.Repository, opts GuestOpti
 		g.ends = append(g.ends, func() { img.Close() })
 		disks = append(disks, img)
 	}
-	session, err := worker.Start(ctx, disks, worker.Options{Logger: opts.Logger})
+	session, err := worker.Start(ctx, disks, worker.Options{Logger: opts.Logger, Secrets: opts.secrets()})
 	if err != nil {
 		return err
 	}

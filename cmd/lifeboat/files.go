@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -21,20 +22,21 @@ func (p *program) filesCommand() *cli.Command {
 		Name: "files", Usage: "look at and take out files of a guest",
 		Subcommands: []*cli.Command{
 			{
-				Name: "volumes", Usage: "list the volumes in a restore point", ArgsUsage: "POINT", Description: pointHelp,
+				Name: "volumes", Usage: "list the volumes in a restore point", ArgsUsage: "POINT", Description: pointHelp, Flags: keyFlags(),
 				Action: p.withPoints(1, 1, p.filesVolumes),
 			},
 			{
-				Name: "ls", Usage: "list a directory", ArgsUsage: "PLACE", Description: placeHelp,
+				Name: "ls", Usage: "list a directory", ArgsUsage: "PLACE", Description: placeHelp, Flags: keyFlags(),
 				Action: p.withPlace(p.filesList),
 			},
 			{
-				Name: "stat", Usage: "tell everything about a file", ArgsUsage: "PLACE", Description: placeHelp,
+				Name: "stat", Usage: "tell everything about a file", ArgsUsage: "PLACE", Description: placeHelp, Flags: keyFlags(),
 				Action: p.withPlace(p.filesStat),
 			},
 			{
 				Name: "cat", Usage: "write a file to standard output", ArgsUsage: "PLACE",
 				Description: "A named stream of Windows is PLACE:STREAM.\n\n" + placeHelp,
+				Flags:       keyFlags(),
 				Action:      p.withPlace(p.filesCat),
 			},
 			p.filesGetCommand(),
@@ -49,19 +51,75 @@ func (p *program) withPlace(fn func(c *cli.Context, g *appliance.Guest, place st
 			return err
 		}
 		return p.withRepo(c.Context, func(repo *store.Repository) error {
-			return appliance.WithGuest(c.Context, repo, c.Args().First(), p.guestOptions(), func(g *appliance.Guest, place string) error {
-				return fn(c, g, place)
-			})
+			return p.withGuest(c, repo, func(g *appliance.Guest, place string) error { return fn(c, g, place) })
 		})
 	}
 }
 
-func (p *program) guestOptions() appliance.GuestOptions {
-	return appliance.GuestOptions{Logger: p.log}
+// keyFlags are how a guest's encrypted volumes are opened.
+func keyFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "unlock", Usage: "open encrypted volumes with a passphrase: it is asked for, or taken from LIFEBOAT_GUEST_PASSPHRASE"},
+		&cli.StringSliceFlag{Name: "key-file", Usage: "open encrypted volumes with `FILE`: a key file of LUKS, a start-up key or recovery key of BitLocker"},
+	}
+}
+
+// maxKeyFile bounds a key file, in bytes: what cryptsetup takes.
+const maxKeyFile = 8 << 20
+
+func (p *program) guestOptions() appliance.GuestOptions { return appliance.GuestOptions{Logger: p.log} }
+
+// guestKeys are the options with the keys that the command line names.
+func (p *program) guestKeys(c *cli.Context) (appliance.GuestOptions, error) {
+	opts := p.guestOptions()
+	for _, name := range c.StringSlice("key-file") {
+		key, err := readKeyFile(name)
+		if err != nil {
+			return opts, err
+		}
+		opts.Keys = append(opts.Keys, key)
+	}
+	if c.Bool("unlock") {
+		key, err := p.passwordFrom("LIFEBOAT_GUEST_PASSPHRASE", "Passphrase of the guest's volumes", false)
+		if err != nil {
+			return opts, err
+		}
+		opts.Keys = append(opts.Keys, key)
+	}
+	return opts, nil
+}
+
+func readKeyFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("key file: %w", err)
+	}
+	defer f.Close()
+	key, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	if err == nil && len(key) > maxKeyFile {
+		err = fmt.Errorf("longer than %d bytes", maxKeyFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("key file %s: %w", name, err)
+	}
+	return key, nil
+}
+
+// withGuest opens the guest of a place for the length of fn.
+func (p *program) withGuest(c *cli.Context, repo *store.Repository, fn func(g *appliance.Guest, place string) error) error {
+	opts, err := p.guestKeys(c)
+	if err != nil {
+		return err
+	}
+	return appliance.WithGuest(c.Context, repo, c.Args().First(), opts, fn)
 }
 
 func (p *program) filesVolumes(c *cli.Context, repo *store.Repository, pts []*store.Point) error {
-	g, err := appliance.OpenGuest(c.Context, repo, pts[0], p.guestOptions())
+	opts, err := p.guestKeys(c)
+	if err != nil {
+		return err
+	}
+	g, err := appliance.OpenGuest(c.Context, repo, pts[0], opts)
 	if err != nil {
 		return err
 	}

@@ -23,13 +23,13 @@ func (p *program) filesGetCommand() *cli.Command {
 			"as the caller may set them; what was left out is said. Nothing is written over. A tar archive\n" +
 			"(pax) has all of it, security descriptors and named streams of Windows too, a zip archive has\n" +
 			"what zip has no room for in a file of its own. - is standard output.\n\n" + placeHelp,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write into a directory, `DIR`"},
 			&cli.StringFlag{Name: "tar", Usage: "write a tar archive, `FILE`, or -"},
 			&cli.StringFlag{Name: "zip", Usage: "write a zip archive, `FILE`, or -"},
 			&cli.BoolFlag{Name: "devices", Usage: "make device nodes, too (root only)"},
 			&cli.BoolFlag{Name: "force", Usage: "replace an existing archive"},
-		},
+		}, keyFlags()...),
 		Action: p.filesGet,
 	}
 }
@@ -48,7 +48,7 @@ func (p *program) filesGet(c *cli.Context) error {
 		return fmt.Errorf("%w: say where to: one of --output DIR, --tar FILE and --zip FILE", appliance.ErrUsage)
 	}
 	return p.withRepo(c.Context, func(repo *store.Repository) error {
-		return appliance.WithGuest(c.Context, repo, c.Args().First(), p.guestOptions(), func(g *appliance.Guest, place string) error {
+		return p.withGuest(c, repo, func(g *appliance.Guest, place string) error {
 			places := []string{place}
 			for _, ref := range c.Args().Tail() {
 				next, err := appliance.PlaceIn(c.Context, repo, g, ref)

@@ -18,6 +18,7 @@ import (
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
+	"lifeboat/guestfs/crypt"
 	"lifeboat/guestfs/probe"
 )
 
@@ -35,6 +36,8 @@ type Readers map[string]Reader
 // Options say what can be read. The zero value can name volumes, and open none.
 type Options struct {
 	Readers Readers
+	// Secrets are tried on encrypted volumes, in order.
+	Secrets []crypt.Secret
 }
 
 // Report is what was found. It is plain data, and goes through JSON whole.
@@ -81,6 +84,8 @@ type Volume struct {
 	Mounts  []string `json:"mounts"`            // "/", "/home", "C:"; sorted
 	Backend string   `json:"backend,omitempty"` // what reads it; empty: nothing can
 	Place   Place    `json:"place"`
+
+	locked string // what an encrypted volume says while it is closed
 }
 
 // Usable reports whether there is a file system that can be read.
@@ -96,6 +101,10 @@ type Place struct {
 	PartLabel string `json:"part_label,omitempty"`
 	Group     string `json:"group,omitempty"` // LVM2
 	Logical   string `json:"logical,omitempty"`
+	// Encryption is what the volume is encrypted with ("luks2 aes-xts-plain64"); what
+	// else is said of it is of what is inside, once a key has opened it.
+	Encryption    string `json:"encryption,omitempty"`
+	ContainerUUID string `json:"container_uuid,omitempty"`
 }
 
 // Kinds of a System.
@@ -140,7 +149,7 @@ const (
 // disk cannot be read at all; whatever else is wrong is in the Report.
 func Open(ctx context.Context, disks []disk.Image, opts Options) (*Guest, error) {
 	g := &Guest{}
-	if err := g.findVolumes(ctx, disks); err != nil {
+	if err := g.findVolumes(ctx, disks, opts.Secrets); err != nil {
 		return nil, err
 	}
 	g.fs = make([]guestfs.FS, len(g.images))
@@ -217,6 +226,7 @@ func (g *Guest) probe(ctx context.Context) error {
 		}
 		g.report.Volumes[i].Info = info
 		g.report.Volumes[i].fail(err)
+		g.report.Volumes[i].stayLocked()
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
+	"lifeboat/guestfs/crypt"
 	"lifeboat/guestfs/guestfstest"
 	"lifeboat/guestfs/inspect"
 	"lifeboat/guestfs/inspect/hive/hivetest"
@@ -362,6 +363,41 @@ func TestSeveralDevices(t *testing.T) {
 	for _, v := range inspected(t, open(t, b), open(t, a)).Report().Volumes {
 		if v.State != guestfs.Clean || v.Type != "btrfs" || !v.Usable() {
 			t.Errorf("both devices: %+v", v)
+		}
+	}
+}
+
+// TestEncrypted: a volume that is encrypted says what it takes; with the key it is
+// what is in it, where crypttab and fstab say.
+func TestEncrypted(t *testing.T) {
+	guestfstest.NeedMount(t, "", "qemu-img", "mke2fs")
+	luks := filepath.Join(t.TempDir(), "luks")
+	guestfstest.Run(t, "qemu-img", "convert", "-O", "luks", "--object", "secret,id=s,data=correct horse", "-o", "key-secret=s,iter-time=50", "-f", "raw",
+		ext4(t, nil, map[string]string{"letter": "a secret"}), luks)
+	about, err := crypt.Identify(open(t, luks))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := ext4(t, nil, map[string]string{
+		"etc/os-release": release, "etc/crypttab": "# name device key\nhome_crypt UUID=" + about.UUID + " none luks\n",
+		"etc/fstab": "/dev/mapper/home_crypt /home ext4 defaults 0 2\n",
+	})
+	disks := []disk.Image{open(t, root), open(t, luks)}
+	v := inspected(t, disks...).Report().Volumes[1]
+	if v.State != guestfs.Encrypted || v.Usable() || !strings.Contains(v.Note, "passphrase") || v.Place.Encryption == "" {
+		t.Errorf("without a key: %+v", v)
+	}
+	for key, want := range map[string]guestfs.State{"wrong horse": guestfs.Encrypted, "correct horse": guestfs.Clean} {
+		g, err := inspect.Open(t.Context(), disks, inspect.Options{Readers: inspect.NativeReaders(), Secrets: []crypt.Secret{{Passphrase: []byte(key)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := g.Report().Volumes[1]
+		if v.State != want || v.Usable() != (want == guestfs.Clean) {
+			t.Errorf("with %q: %+v", key, v)
+		}
+		if got := read(t, guestTree(g), "/home/letter"); (got == "a secret") != v.Usable() {
+			t.Errorf("with %q: %q", key, got)
 		}
 	}
 }

@@ -136,6 +136,10 @@ func (g *Guest) fstab(ctx context.Context, s *System, volume int, fsys guestfs.F
 		}
 		return
 	}
+	names := map[string]string{}
+	if table, err := confined(ctx, fsys, sub, "etc/crypttab"); err == nil {
+		names = parseCrypttab(table)
+	}
 	for _, e := range parseFstab(text) {
 		if len(s.Mounts) >= maxMounts {
 			s.Notes = append(s.Notes, fmt.Sprintf("only the first %d mounts of its fstab are shown", maxMounts))
@@ -144,7 +148,7 @@ func (g *Guest) fstab(ctx context.Context, s *System, volume int, fsys guestfs.F
 		if e.path == "/" {
 			continue // found already, whatever it is called there
 		}
-		i, ok := g.byDevice(e.device)
+		i, ok := g.byDevice(e.device, names)
 		if !ok {
 			s.Notes = append(s.Notes, clean(fmt.Sprintf("%s is mounted from %s, which is not on these disks", e.path, e.device)))
 			continue
@@ -209,8 +213,14 @@ func octal(s string) string {
 	return b.String()
 }
 
-// byDevice finds the volume that a fstab names.
-func (g *Guest) byDevice(device string) (int, bool) {
+// byDevice finds the volume that a fstab names. opened are the names of encrypted
+// ones.
+func (g *Guest) byDevice(device string, opened map[string]string) (int, bool) {
+	if name, ok := strings.CutPrefix(device, "/dev/mapper/"); ok {
+		if i, ok := g.byContainer(name, opened); ok {
+			return i, true
+		}
+	}
 	key, value, ok := strings.Cut(device, "=")
 	if !ok {
 		return g.byPath(device)

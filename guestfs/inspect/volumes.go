@@ -8,16 +8,40 @@ import (
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
+	"lifeboat/guestfs/crypt"
 	"lifeboat/guestfs/lvm"
 	"lifeboat/guestfs/partition"
 )
 
-// findVolumes lists what partitions and LVM make of the disks.
-func (g *Guest) findVolumes(ctx context.Context, disks []disk.Image) error {
-	var (
-		found  []Volume
-		images []disk.Image
-	)
+// findVolumes lists what partitions, encryption and LVM make of the disks.
+// Encryption may be below LVM and above it.
+func (g *Guest) findVolumes(ctx context.Context, disks []disk.Image, secrets []crypt.Secret) error {
+	found, images, err := g.findPartitions(ctx, disks)
+	if err == nil {
+		err = g.unlockAll(ctx, found, images, secrets)
+	}
+	if err != nil {
+		return err
+	}
+	groups, isPV, err := lvm.Scan(ctx, images)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		g.note("logical volumes: %v", err)
+	}
+	for i, v := range found {
+		if isPV == nil || !isPV[i] {
+			g.add(v, images[i])
+		}
+	}
+	first := len(g.report.Volumes)
+	g.addGroups(ctx, groups)
+	return g.unlockAll(ctx, g.report.Volumes[first:], g.images[first:], secrets)
+}
+
+// findPartitions lists the partitions of the disks, and the disks without any.
+func (g *Guest) findPartitions(ctx context.Context, disks []disk.Image) (found []Volume, images []disk.Image, err error) {
 	for i, img := range disks {
 		table, err := partition.Read(ctx, img)
 		switch {
@@ -25,7 +49,7 @@ func (g *Guest) findVolumes(ctx context.Context, disks []disk.Image) error {
 			g.note("disk %d: %v", i, err)
 			continue
 		case err != nil:
-			return fmt.Errorf("disk %d: %w", i, err)
+			return nil, nil, fmt.Errorf("disk %d: %w", i, err)
 		}
 		for _, n := range table.Notes {
 			g.note("disk %d: %s", i, n)
@@ -42,20 +66,7 @@ func (g *Guest) findVolumes(ctx context.Context, disks []disk.Image) error {
 			images = append(images, disk.Section(ctx, img, p.Start, p.Size))
 		}
 	}
-	groups, isPV, err := lvm.Scan(ctx, images)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		g.note("logical volumes: %v", err)
-	}
-	for i, v := range found {
-		if isPV == nil || !isPV[i] {
-			g.add(v, images[i])
-		}
-	}
-	g.addGroups(ctx, groups)
-	return nil
+	return found, images, nil
 }
 
 func (g *Guest) addGroups(ctx context.Context, groups []lvm.Group) {

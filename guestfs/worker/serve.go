@@ -11,6 +11,7 @@ import (
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
+	"lifeboat/guestfs/crypt"
 	"lifeboat/guestfs/inspect"
 )
 
@@ -54,6 +55,8 @@ func work(readers inspect.Readers) error {
 type hello struct {
 	Disks  []int64 `json:"disks"`  // sizes in bytes
 	Memory int64   `json:"memory"` // bytes; 0: no limit
+	// Secrets are for the guest's encrypted volumes.
+	Secrets []crypt.Secret `json:"secrets,omitempty"`
 }
 
 // greeting is what it answers.
@@ -99,7 +102,7 @@ func (s *server) serve(h *hello) error {
 	for i, size := range h.Disks {
 		disks = append(disks, &remote{all: s.remotes, number: i, size: size})
 	}
-	guest, err := inspect.Open(ctx, disks, inspect.Options{Readers: s.readers})
+	guest, err := inspect.Open(ctx, disks, inspect.Options{Readers: s.readers, Secrets: h.Secrets})
 	if err != nil {
 		return s.refuse(err)
 	}

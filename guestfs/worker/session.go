@@ -12,6 +12,7 @@ import (
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
+	"lifeboat/guestfs/crypt"
 	"lifeboat/guestfs/inspect"
 )
 
@@ -27,7 +28,10 @@ type Options struct {
 	// Restarts is how often a failed worker is followed by another. 0 is 3, below 0
 	// never.
 	Restarts int
-	Logger   *slog.Logger // nil: slog.Default
+	// Secrets are tried on the guest's encrypted volumes. With any of them, the worker
+	// may take as much time and memory more as making a key of a passphrase takes.
+	Secrets []crypt.Secret
+	Logger  *slog.Logger // nil: slog.Default
 }
 
 func (o Options) withDefaults() Options {
@@ -132,15 +136,29 @@ func (s *Session) process(ctx context.Context) (*process, error) {
 	return p, nil
 }
 
+// What deriving keys may take beyond the ordinary: Argon2 up to 1 GiB, and PBKDF2
+// as long as other machines than the guest's take for it.
+const (
+	keyMemory = 1280 << 20
+	keyTime   = 2 * time.Minute
+)
+
 // start starts a worker and waits for its greeting.
 func (s *Session) start(ctx context.Context) (*process, error) {
 	began := time.Now()
-	c, err := spawn(max(s.opts.Memory, 0) / 4)
+	memory, limit := max(s.opts.Memory, 0), 4*s.opts.Timeout
+	if len(s.opts.Secrets) > 0 {
+		limit += keyTime
+		if memory > 0 {
+			memory += keyMemory
+		}
+	}
+	c, err := spawn(memory / 4)
 	if err != nil {
 		return nil, err
 	}
 	p := newProcess(c, s.disks, s.opts)
-	h := hello{Memory: max(0, s.opts.Memory)}
+	h := hello{Memory: memory, Secrets: s.opts.Secrets}
 	for _, img := range s.disks {
 		h.Disks = append(h.Disks, img.Size())
 	}
@@ -148,8 +166,7 @@ func (s *Session) start(ctx context.Context) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	const forInspection = 4
-	body, err := p.call(ctx, opHello, append(make([]byte, headerSize), b...), forInspection*s.opts.Timeout)
+	body, err := p.call(ctx, opHello, append(make([]byte, headerSize), b...), limit)
 	if err == nil {
 		err = s.greeted(body)
 	}
