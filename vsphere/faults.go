@@ -32,47 +32,47 @@ func byName(name string) (verdict, bool) {
 		return verdict{ErrSession, "the session ended at the server and could not be established again"}, true
 	case "NoPermission":
 		return verdict{ErrPermission, "this user may not do that"}, true
-	case "ManagedObjectNotFound", "NotFound", "VmConfigFileNotFound":
+	case "ManagedObjectNotFound", "NotFound":
 		return verdict{ErrNotFound, "it does not exist any more"}, true
 	case "FileNotFound", "InvalidDatastorePath", "InvalidDatastore":
 		return verdict{ErrNotFound, "the file or its datastore does not exist"}, true
-	case "DuplicateName", "AlreadyExists", "FileAlreadyExists":
+	case "DuplicateName", "AlreadyExists", "FileAlreadyExists", "VmAlreadyExistsInDatacenter":
 		return verdict{ErrExists, "something of this name is there already; choose another name"}, true
 	case "ResourceInUse":
 		return verdict{ErrInUse, "it is in use; a VM that is registered on it, or a disk that is attached from it, has to go first"}, true
-	case "FileLocked", "LockedFile":
+	case "FileLocked":
 		return verdict{ErrLocked, "a file is locked, most often by the host that runs the VM or by another backup"}, true
-	case "TaskInProgress", "ConcurrentAccess", "VmAlreadyExistsInDatacenter":
+	case "TaskInProgress", "ConcurrentAccess":
 		return verdict{ErrBusy, "another operation on it is in progress; it can be tried again when that has ended"}, true
-	case "RequestCanceled", "OperationDisabledByGuest":
+	case "RequestCanceled":
 		return verdict{ErrCancelled, "the task was cancelled at the server"}, true
-	case "HostNotConnected", "HostNotReachable", "HostCommunication", "NoHost", "HostConnectFault", "DisconnectedHostsBlockingEVC", "HostNotRunning":
+	case "HostNotConnected", "HostNotReachable", "HostCommunication", "NoHost", "HostConnectFault":
 		return verdict{ErrHost, "vCenter has no connection to the host; look at the host, then try again"}, true
-	case "NoDiskSpace", "InsufficientStorageSpace", "OutOfSpace":
+	case "NoDiskSpace", "InsufficientStorageSpace":
 		return verdict{ErrSpace, "there is not enough space left on the datastore"}, true
 	case "RestrictedVersion", "LicenseRestricted", "NotEnoughLicenses", "LicenseExpired", "LicenseSourceUnavailable", "FeatureRequirementsNotMet", "InvalidLicense", "LicenseKeyEntityMismatch":
 		return verdict{ErrLicence, "the licence of the host or vCenter does not include it"}, true
 	case "NotSupported", "MethodNotFound", "NotImplemented", "OperationNotSupportedByGuest", "NotSupportedHost", "DeviceHotPlugNotSupported", "VirtualHardwareVersionNotSupported":
 		return verdict{ErrUnsupported, "this is not supported there"}, true
-	case "InvalidPowerState", "InvalidState", "VAppNotRunning", "InvalidHostState", "InvalidSnapshotState":
+	case "InvalidPowerState", "InvalidState", "VAppNotRunning", "InvalidHostState":
 		return verdict{ErrState, "the state that it is in does not allow it"}, true
 	case "Timedout":
 		return verdict{ErrTimeout, "it took longer than the server allows"}, true
-	case "ApplicationQuiesceFault", "FilesystemQuiesceFault", "GuestMultipleMappings":
+	case "ApplicationQuiesceFault", "FilesystemQuiesceFault":
 		return verdict{ErrQuiesce, "the guest's file systems or applications could not be brought to rest"}, true
 	case "ToolsUnavailable", "GuestOperationsUnavailable", "GuestComponentsOutOfDate", "VmToolsUpgradeFault":
 		return verdict{ErrGuestTools, "VMware Tools do not run in the guest, or are too old"}, true
 	case "InvalidGuestLogin":
 		return verdict{ErrGuestCredentials, "the guest does not accept this user and password"}, true
-	case "GuestPermissionDenied":
+	case "GuestPermissionDenied", "OperationDisabledByGuest":
 		return verdict{ErrGuestPermission, "the guest denies access to this user"}, true
-	case "GuestAuthenticationChallenge", "GuestRegistryKeyInvalid":
+	case "GuestAuthenticationChallenge":
 		return verdict{ErrUnsupported, "the guest wants something that cannot be given"}, true
 	case "NasConnectionLimitReached":
 		return verdict{ErrMaxVolumes, "the host has as many NFS mounts as its setting NFS.MaxVolumes allows; raise it (up to 256), or unmount what is not needed"}, true
 	case "NasVolumeNotMounted":
 		return verdict{ErrNASUnreachable, nasHint}, true
-	case "VMotionInterfaceIssue", "VMotionNotConfigured", "VMotionNotEnabled", "VMotionLinkDown", "VMotionNotSupported":
+	case "VMotionInterfaceIssue", "VMotionNotConfigured", "VMotionLinkDown", "VMotionNotSupported":
 		return verdict{ErrUnsupported, "vMotion is not set up on the host: it has no VMkernel adapter that is enabled for vMotion"}, true
 	case "InvalidArgument", "InvalidName", "InvalidRequest", "InvalidProperty", "InvalidType", "InvalidDeviceSpec", "InvalidVmConfig", "OutOfBounds":
 		return verdict{ErrInvalid, "vSphere does not accept what was asked"}, true

@@ -129,7 +129,12 @@ func (c *Client) PowerOn(ctx context.Context, vm Ref) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	answered := map[string]bool{} // a question stays to be seen for a while
 	_, err = c.waitAnswering(ctx, op, task.Returnval, mor(vm), func(q types.VirtualMachineQuestionInfo) {
+		if answered[q.Id] {
+			return
+		}
+		answered[q.Id] = true
 		if err := c.answer(ctx, op, vm, q); err != nil {
 			cancel(err)
 		}
@@ -148,7 +153,10 @@ func (c *Client) answer(ctx context.Context, op string, vm Ref, q types.VirtualM
 	for _, choice := range q.Choice.ChoiceInfo {
 		if d := choice.GetElementDescription(); d.Label == "button.uuid.movedTheVM" || d.Label == "I Moved It" || d.Label == "I _Moved It" {
 			_, err := methods.AnswerVM(ctx, c.session, &types.AnswerVM{This: mor(vm), QuestionId: q.Id, AnswerChoice: d.Key})
-			return c.fail(op, err)
+			if err != nil { // somebody else was faster, or the task says what is wrong
+				c.log.Warn("answer to the VM's question was not taken", "vm", vm, "error", err)
+			}
+			return nil
 		}
 	}
 	return &Error{Op: op, Kind: ErrQuestion, Text: "it waits for an answer; give it in the vSphere Client, then try again: " + q.Text}

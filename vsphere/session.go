@@ -122,6 +122,8 @@ func (s *session) RoundTrip(ctx context.Context, req, res soap.HasFault) error {
 			if sessionBound(method) {
 				return errRenewed
 			}
+		case s.patience.Load() > 0 && isOutage(err) && method == "WaitForUpdatesEx":
+			return errRenewed // an answer that was lost may have held the last news of something
 		case s.patience.Load() > 0 && isOutage(err) && (readOnly(method) || neverSent(err)):
 			if giveUp.IsZero() {
 				patience := time.Duration(s.patience.Load())
@@ -139,7 +141,8 @@ func (s *session) RoundTrip(ctx context.Context, req, res soap.HasFault) error {
 	}
 }
 
-// errRenewed means that the session is another one now than the call was for.
+// errRenewed means that the session, or what it remembers of us, is another one
+// now than the call was for: what listens there has to start anew.
 var errRenewed = errors.New("the session was lost and established again")
 
 var errSessionLost = errors.New("the server ended the session at once, twice")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -147,7 +148,10 @@ func isGone(err error, ref types.ManagedObjectReference) bool {
 // follow waits for the end of a task, through the loss of sessions: their
 // collectors are gone then, the task is not.
 func (c *Client) follow(ctx context.Context, f follower) (*types.TaskInfo, error) {
-	for {
+	for pause := time.Duration(0); ; pause = min(2*pause+100*time.Millisecond, 5*time.Second) {
+		if !pausing(ctx, pause) {
+			return nil, context.Cause(ctx)
+		}
 		pc, err := c.takeCollector(ctx)
 		if err != nil {
 			return nil, err
@@ -156,8 +160,8 @@ func (c *Client) follow(ctx context.Context, f follower) (*types.TaskInfo, error
 		if err == nil {
 			return info, nil
 		}
-		if ctx.Err() != nil || pc.epoch == c.session.epoch.Load() || isGone(err, f.task) {
-			c.dropCollector(pc)
+		c.dropCollector(pc)
+		if ctx.Err() != nil || isGone(err, f.task) || (pc.epoch == c.session.epoch.Load() && !errors.Is(err, errRenewed)) {
 			return nil, err
 		}
 	}
@@ -201,7 +205,10 @@ func (c *Client) updates(ctx context.Context, pc collector, f follower) (*types.
 		if c.session.epoch.Load() != pc.epoch { // somebody else noticed that the session was lost
 			return nil, errRenewed
 		}
-		if res.Returnval == nil { // nothing happened in 30 s
+		if res.Returnval == nil { // nothing happened in 30 s; or it was told, and lost on the way
+			if info := c.taskNow(ctx, f.task); info != nil && ended(info) {
+				return info, nil
+			}
 			continue
 		}
 		version = res.Returnval.Version
@@ -213,7 +220,7 @@ func (c *Client) updates(ctx context.Context, pc collector, f follower) (*types.
 		if info == nil {
 			continue
 		}
-		if info.State == types.TaskInfoStateSuccess || info.State == types.TaskInfoStateError {
+		if ended(info) {
 			return info, nil
 		}
 		report(info, f.progress)
@@ -223,6 +230,19 @@ func (c *Client) updates(ctx context.Context, pc collector, f follower) (*types.
 		}
 		pause = min(pause*2+20*time.Millisecond, time.Second)
 	}
+}
+
+func ended(info *types.TaskInfo) bool {
+	return info.State == types.TaskInfoStateSuccess || info.State == types.TaskInfoStateError
+}
+
+// taskNow asks how a task stands; nil when that is not to be had now.
+func (c *Client) taskNow(ctx context.Context, task types.ManagedObjectReference) *types.TaskInfo {
+	var o mo.Task
+	if err := c.retrieveOne(ctx, "look at a task", task, []string{"info"}, &o); err != nil {
+		return nil
+	}
+	return &o.Info
 }
 
 // listen passes questions on.

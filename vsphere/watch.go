@@ -2,6 +2,7 @@ package vsphere
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/vmware/govmomi/vim25/methods"
@@ -41,7 +42,7 @@ func (c *Client) Watch(ctx context.Context, f func(Change) error) error {
 			return w.failed
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case c.session.epoch.Load() == epoch:
+		case c.session.epoch.Load() == epoch && !errors.Is(err, errRenewed):
 			return c.fail("watch the inventory of "+c.about.Server, err)
 		}
 		c.log.Info("watching the inventory anew", "server", c.about.Server, "reason", err)
