@@ -27,6 +27,11 @@ type Reconciled struct {
 // the names in the intent are never touched.
 type intentHandler func(ctx context.Context, c *vsphere.Client, in Intent) (action string, err error)
 
+// errMayCome is what a handler returns of an effect that is not there, but may
+// still come: the process died while its request was on the way. There is nothing
+// to say, and the next command looks again.
+var errMayCome = errors.New("it is not there, and may still come")
+
 // intentHandlers is the one table from kinds of intents to what reconciles them.
 func (s *State) intentHandlers() map[IntentKind]intentHandler {
 	return map[IntentKind]intentHandler{
@@ -76,6 +81,8 @@ func (s *State) reconcile(ctx context.Context, vcenter string, log *slog.Logger,
 			continue // another process was faster
 		case err != nil:
 			return out, err
+		case r.Action == "" && r.Problem == "":
+			continue
 		}
 		log.Warn("reconciled what an earlier run left", "kind", in.Kind, "vm", in.VM, "object", in.Object, "action", r.Action, "problem", r.Problem)
 		out = append(out, r)
@@ -90,6 +97,9 @@ func (s *State) reconcileOne(ctx context.Context, in Intent, handle func(context
 	}
 	r := Reconciled{Intent: in}
 	action, err := handle(ctx, in)
+	if errors.Is(err, errMayCome) {
+		return r, s.release(in.ID)
+	}
 	if r.Action = action; err != nil {
 		r.Problem = err.Error()
 		return r, s.release(in.ID)

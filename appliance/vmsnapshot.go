@@ -131,6 +131,9 @@ const (
 	removeTries   = 5
 	removePause   = 2 * time.Second
 	removeTimeout = 2 * time.Minute // when the backup was interrupted
+	// snapshotMayCome is how long a snapshot is looked for whose request was on its
+	// way when the process died.
+	snapshotMayCome = 10 * time.Minute
 )
 
 // dropSnapshot ends the snapshot of a job that failed, interrupted or not.
@@ -148,8 +151,12 @@ func (s *State) endSnapshot(ctx context.Context, c *vsphere.Client, in Intent) e
 		if try > 0 && !pause(ctx, cmp.Or(s.pause, removePause)<<(try-1)) {
 			break
 		}
-		if _, err = s.undoSnapshot(ctx, c, in); err == nil {
+		_, err = s.undoSnapshot(ctx, c, in)
+		switch {
+		case err == nil:
 			return s.done(in.ID)
+		case errors.Is(err, errMayCome):
+			return s.release(in.ID)
 		}
 		if ctx.Err() != nil || errors.Is(err, vsphere.ErrPermission) || errors.Is(err, vsphere.ErrUnreachable) {
 			break
@@ -207,6 +214,8 @@ func (s *State) undoSnapshot(ctx context.Context, c *vsphere.Client, in Intent) 
 	switch removed, err := removeSnapshots(ctx, c, vm, meant); {
 	case err != nil:
 		return "", err
+	case removed == 0 && in.Object["ref"] == "" && time.Since(in.Time) < snapshotMayCome:
+		return "", errMayCome
 	case removed == 0:
 		return fmt.Sprintf("snapshot %q of %s is not there", name, in.Object["vm"]), nil
 	}
