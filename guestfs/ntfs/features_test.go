@@ -2,11 +2,13 @@ package ntfs_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -233,7 +235,7 @@ func TestFragmented(t *testing.T) {
 		}
 	}
 	unmount()
-	dir, _ = mount(t, image, "ro")
+	dir, unmount = mount(t, image, "ro")
 	fsys := open(t, image)
 	guestfstest.Compare(t, fsys, dir, peer)
 	pieces := 0
@@ -247,14 +249,147 @@ func TestFragmented(t *testing.T) {
 	if pieces < 500 {
 		t.Errorf("the file has only %d pieces: nothing was tested", pieces)
 	}
-	pieces = 0
-	for _, err := range fsys.PhysicalExtents(t.Context(), find(t, fsys, "$MFT")) {
+	unmount()
+	splitMFT(t, image)
+	dir, _ = mount(t, image, "ro")
+	fsys = open(t, image)
+	guestfstest.Compare(t, fsys, dir, peer)
+	if n := attributeLists(t, fsys, image); n != 1 {
+		t.Errorf("the MFT has %d attribute lists: nothing was tested", n)
+	}
+}
+
+// splitMFT moves all but the first run of the MFT's own map from its record to
+// another one, as Windows does when it gets too long.
+func splitMFT(t *testing.T, image string) {
+	t.Helper()
+	runs, err := open(t, image).AttrRuns(t.Context(), 1<<48, attrData, "")
+	must(t, err)
+	if len(runs) < 3 {
+		t.Fatalf("the MFT has only %d pieces", len(runs))
+	}
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	le := binary.LittleEndian
+	record := func(n int64, do func(b []byte)) {
+		b := make([]byte, 1024)
+		_, err := f.ReadAt(b, runs[0].At+1024*n)
 		must(t, err)
-		pieces++
+		must(t, ntfs.Unfix(b))
+		do(b)
+		ntfs.Fix(b)
+		_, err = f.WriteAt(b, runs[0].At+1024*n)
+		must(t, err)
+		if n == 0 { // and its copy
+			boot := make([]byte, 512)
+			_, err = f.ReadAt(boot, 0)
+			must(t, err)
+			_, err = f.WriteAt(b, int64(le.Uint64(boot[56:]))*512)
+			must(t, err)
+		}
 	}
-	if pieces < 10 {
-		t.Errorf("the MFT has only %d pieces: nothing was tested", pieces)
+	const spare = 15 // the first that Windows takes
+	var data []byte
+	record(0, func(b []byte) {
+		attrs := attributes(b)
+		var list, rest []byte
+		for _, a := range attrs {
+			kind := le.Uint32(a)
+			list = append(list, listEntry(kind, 0, 1<<48, le.Uint16(a[14:]))...)
+			if kind == attrData {
+				data = bytes.Clone(a)
+				a = partOf(a, runs[:1], 0)
+				list = append(list, listEntry(kind, runs[1].Offset/512, spare|spare<<48, 0)...)
+			}
+			rest = append(rest, a...)
+		}
+		first := len(attrs[0]) // $STANDARD_INFORMATION; the list comes next
+		header := make([]byte, 24)
+		le.PutUint32(header, 0x20)
+		le.PutUint32(header[4:], uint32(24+(len(list)+7)&^7))
+		le.PutUint16(header[14:], 77)
+		le.PutUint32(header[16:], uint32(len(list)))
+		le.PutUint16(header[20:], 24)
+		header = append(append(header, list...), make([]byte, -len(list)&7)...)
+		setAttrs(t, b, slices.Concat(rest[:first], header, rest[first:]))
+	})
+	record(spare, func(b []byte) {
+		le.PutUint16(b[16:], spare)
+		le.PutUint16(b[22:], 1) // in use
+		le.PutUint64(b[32:], 1<<48)
+		setAttrs(t, b, partOf(data, runs[1:], 1))
+	})
+}
+
+const attrData = 0x80
+
+// listEntry is an entry of an attribute list, of an attribute without a name.
+func listEntry(kind uint32, lowest int64, ref uint64, id uint16) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 32)
+	le.PutUint32(b, kind)
+	le.PutUint16(b[4:], 32)
+	b[7] = 26
+	le.PutUint64(b[8:], uint64(lowest))
+	le.PutUint64(b[16:], ref)
+	le.PutUint16(b[24:], id)
+	return b
+}
+
+// partOf is a part of a non-resident attribute, with some of its runs.
+func partOf(attr []byte, runs []guestfs.PhysicalExtent, id int) []byte {
+	const cluster, header = 512, 64
+	le := binary.LittleEndian
+	b := bytes.Clone(attr[:header])
+	last := runs[len(runs)-1]
+	le.PutUint64(b[16:], uint64(runs[0].Offset/cluster))
+	le.PutUint64(b[24:], uint64((last.Offset+last.Length)/cluster-1))
+	le.PutUint16(b[32:], header)
+	if id > 0 {
+		le.PutUint16(b[14:], 0)
+		clear(b[40:64])
 	}
+	at := int64(0)
+	for _, r := range runs {
+		b = append(b, 0x44)
+		b = le.AppendUint32(b, uint32(r.Length/cluster))
+		b = le.AppendUint32(b, uint32(int32(r.At/cluster-at)))
+		at = r.At / cluster
+	}
+	b = append(b, make([]byte, 8-len(b)%8)...)
+	le.PutUint32(b[4:], uint32(len(b)))
+	return b
+}
+
+// setAttrs makes these the attributes of a record.
+func setAttrs(t *testing.T, b, attrs []byte) {
+	t.Helper()
+	le := binary.LittleEndian
+	first := int(le.Uint16(b[20:]))
+	if first+len(attrs)+8 > len(b) {
+		t.Fatal("too many attributes for a record")
+	}
+	copy(b[first:], attrs)
+	le.PutUint32(b[first+len(attrs):], 0xffffffff)
+	le.PutUint32(b[24:], uint32(first+len(attrs)+8))
+}
+
+// attributeLists counts those of the MFT's first record.
+func attributeLists(t *testing.T, fsys *ntfs.FS, image string) (n int) {
+	t.Helper()
+	runs, err := fsys.AttrRuns(t.Context(), 1<<48, attrData, "")
+	must(t, err)
+	b, err := os.ReadFile(image)
+	must(t, err)
+	r := b[runs[0].At:][:1024]
+	must(t, ntfs.Unfix(r))
+	for _, a := range attributes(r) {
+		if binary.LittleEndian.Uint32(a) == 0x20 {
+			n++
+		}
+	}
+	return n
 }
 
 // TestCompressed: LZNT1, as ntfs-3g writes it, with holes, and with what does

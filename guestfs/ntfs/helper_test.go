@@ -37,10 +37,13 @@ func mount(t testing.TB, image, options string) (dir string, unmount func()) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
 	for !mounted(dir) {
-		time.Sleep(2 * time.Millisecond) // the mount is made by another process, which says nothing
-		if t.Context().Err() != nil {
-			t.Fatal("ntfs-3g did not mount")
+		select {
+		case err := <-ended:
+			t.Fatalf("ntfs-3g does not mount: %v\n%s", err, &said)
+		case <-time.After(2 * time.Millisecond): // the mount is made by another process, which says nothing
 		}
 	}
 	done := false
@@ -52,7 +55,7 @@ func mount(t testing.TB, image, options string) (dir string, unmount func()) {
 		for unix.Unmount(dir, 0) == unix.EBUSY {
 			time.Sleep(10 * time.Millisecond)
 		}
-		if err := cmd.Wait(); err != nil {
+		if err := <-ended; err != nil {
 			t.Errorf("ntfs-3g: %v\n%s", err, &said)
 		}
 	}
