@@ -477,3 +477,40 @@ func TestBackupVMsKeepToLimits(t *testing.T) {
 	}
 	l.clean()
 }
+
+// TestBackupVMMissingPrivileges: each is named as vSphere calls it, and where it
+// is missing, before anything is done.
+func TestBackupVMMissingPrivileges(t *testing.T) {
+	t.Parallel()
+	l := newVMLab(t, esxsim.Options{VMs: []esxsim.VMSpec{tracked("web", mib), tracked("db", mib)}})
+	l.sim.Deny(l.sim.Username(), "VirtualMachine.State.CreateSnapshot", "web")
+	l.sim.Deny(l.sim.Username(), "VirtualMachine.Provisioning.DiskRandomRead", "web")
+	report, err := l.backAll(nil, "web", "db")
+	if !errors.Is(err, ErrPartial) || len(report.VMs) != 2 {
+		t.Fatalf("%v, %+v", err, report)
+	}
+	for _, r := range report.VMs {
+		switch {
+		case r.VM == "db" && r.Status != StatusDone:
+			t.Errorf("%+v", r)
+		case r.VM == "web" && (r.Status != StatusFailed || !says([]string{r.Error}, "VirtualMachine.State.CreateSnapshot on ") ||
+			!says([]string{r.Error}, "DiskRandomRead") || !says([]string{r.Error}, "/web")):
+			t.Errorf("%+v", r)
+		}
+	}
+	if n := l.sim.Calls()["CreateSnapshot_Task"]; n != 1 {
+		t.Errorf("%d snapshots were asked for", n)
+	}
+	if _, err := l.back(nil, "web"); !errors.Is(err, vsphere.ErrPermission) {
+		t.Errorf("alone: %v", err)
+	}
+	l.sim.AllowAll()
+	// One that only some transports need is no reason not to try.
+	l.sim.Deny(l.sim.Username(), "Datastore.FileManagement", "")
+	r, err := l.back(nil, "web")
+	if r.Status == StatusFailed && !says([]string{r.Error}, "Datastore.FileManagement") {
+		t.Errorf("%v, %+v", err, r)
+	}
+	t.Logf("without Datastore.FileManagement: %v, %s", err, r.Transport)
+	l.clean()
+}
