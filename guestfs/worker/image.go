@@ -9,6 +9,8 @@ import (
 	"sort"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
+
 	"lifeboat/disk"
 	"lifeboat/guestfs"
 )
@@ -110,8 +112,23 @@ func (i *image) some(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// decoded reads through the worker.
+// decodeAtOnce is what one goroutine of the worker decodes of a large read: a few
+// units of any compression there is.
+const decodeAtOnce = 256 << 10
+
+// decoded reads through the worker, which decodes on all its cores.
 func (i *image) decoded(p []byte, off int64) error {
+	var parts errgroup.Group
+	for len(p) > decodeAtOnce {
+		n := decodeAtOnce - int(off%decodeAtOnce)
+		part, at := p[:n], off
+		parts.Go(func() error { return i.decode(part, at) })
+		p, off = p[n:], off+int64(n)
+	}
+	return errors.Join(i.decode(p, off), parts.Wait())
+}
+
+func (i *image) decode(p []byte, off int64) error {
 	e := i.request()
 	e.i64(off)
 	e.u32(uint32(len(p)))
