@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"lifeboat/vsphere"
 )
@@ -108,6 +109,9 @@ func (w *vsphereWork) relocate(ctx context.Context, rec *Session, vm *vsphere.VM
 	}
 	on := vm.Power == vsphere.PoweredOn
 	if req.Cold && on {
+		if _, err := w.state.updateSession(req.Session, func(s *Session) { s.Recovery.SwitchedOff = true }); err != nil {
+			return err
+		}
 		if err := w.shutDown(ctx, vm); err != nil {
 			return err
 		}
@@ -123,7 +127,7 @@ func (w *vsphereWork) relocate(ctx context.Context, rec *Session, vm *vsphere.VM
 		err = errors.Join(err, w.vc.PowerOn(clean, vm.Ref))
 	}
 	if errors.Is(err, vsphere.ErrLicence) && on && !req.Cold {
-		return fmt.Errorf("%w; without that licence the VM can be moved while it is off: --cold", err)
+		return fmt.Errorf("%w; without that licence: --copy, which has the VM off for a moment, or --cold", err)
 	}
 	return err
 }
@@ -143,9 +147,16 @@ func diskOf(rec *Session, vm *vsphere.VM, n int) (vsphere.Disk, error) {
 	return vsphere.Disk{}, fmt.Errorf("disk %d of VM %q: %w", n, vm.Name, ErrNotFound)
 }
 
-// shutDown asks the guest to, and takes the power where it cannot be asked.
+// guestPatience is how long a guest may take to shut down before the power is
+// taken: Windows installs updates then.
+const guestPatience = 10 * time.Minute
+
+// shutDown asks the guest to, and takes the power where it cannot be asked or does
+// not come to an end.
 func (w *vsphereWork) shutDown(ctx context.Context, vm *vsphere.VM) error {
-	err := w.vc.Shutdown(ctx, vm.Ref)
+	asking, cancel := context.WithTimeout(ctx, guestPatience)
+	defer cancel()
+	err := w.vc.Shutdown(asking, vm.Ref)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
@@ -161,7 +172,7 @@ func (w *vsphereWork) endMigration(ctx context.Context, session string, intent I
 	if err != nil {
 		return err
 	}
-	if rec.Recovery.State == RecoveryMigrated {
+	if rec.Recovery.State == RecoveryMigrated || rec.Recovery.State == RecoveryCopied {
 		return w.state.release(intent.ID) // only cleaning up failed: the next command does it
 	}
 	if _, err := w.lookAfterMigration(clean, rec); err != nil {
@@ -184,7 +195,12 @@ func (w *vsphereWork) lookAfterMigration(ctx context.Context, rec *Session) (str
 		}
 		return fmt.Sprintf("finished: VM %q has moved", vm.Name), w.cleanMigrated(ctx, rec.Name)
 	}
-	_, err = w.state.updateSession(rec.Name, func(s *Session) { s.Recovery.State = RecoveryRunning })
+	if vm != nil && vm.Power == vsphere.PoweredOff && rec.Recovery.SwitchedOff {
+		if err := w.vc.PowerOn(ctx, vm.Ref); err != nil {
+			return "", err
+		}
+	}
+	_, err = w.state.updateSession(rec.Name, func(s *Session) { s.Recovery.State, s.Recovery.SwitchedOff = RecoveryRunning, false })
 	return fmt.Sprintf("VM %q was not moved, it runs on from the backup", rec.Recovery.VM), err
 }
 

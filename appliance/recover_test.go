@@ -136,3 +136,52 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	w.nothingLeft()
 }
+
+// TestMigrateByCopy moves a VM that keeps writing to other storage without Storage
+// vMotion: the new one has its place, its name, its addresses and all its data.
+func TestMigrateByCopy(t *testing.T) {
+	t.Parallel()
+	w := newRecoverWorld(t, nil, testVM(t, "web", 2))
+	got := w.recover(w.request("web"))[0]
+	was := w.vmNamed(got.VM)
+	want := w.disks["web"]
+	w.write(got.VM, 0, want[0], 100_000, []byte("before the copy"))
+	passes := 0
+	req := CopyVMRequest{
+		Session: got.Session, Datastore: "datastore2", PerDisk: map[int]string{1: "datastore1"},
+		Transports: Transports{Datastores: map[string]string{"datastore1": w.sim.DatastoreDir("datastore1"), "datastore2": w.sim.DatastoreDir("datastore2")}},
+		hook: func(place string) {
+			if place == "pass" {
+				passes++
+				w.write(got.VM, passes%2, want[passes%2], int64(passes)<<19, bytes.Repeat([]byte{byte(passes)}, 70_000))
+			}
+		},
+	}
+	w.sim.FailTask("RelocateVM_Task", -1, nil)
+	if err := MigrateByCopy(t.Context(), w.state, w.repo, w.vc, req); err != nil {
+		t.Fatal(err)
+	}
+	if passes < 2 {
+		t.Errorf("%d passes", passes)
+	}
+	for n := range want {
+		w.sameDisk(got.VM, n, want[n])
+	}
+	vm := w.vmNamed(got.VM)
+	if vm.Power != vsphere.PoweredOn || vm.Disks[0].Datastore != "datastore2" || vm.Disks[1].Datastore != "datastore1" || vm.BIOSUUID != was.BIOSUUID {
+		t.Errorf("the VM is %s, on %s and %s", vm.Power, vm.Disks[0].Datastore, vm.Disks[1].Datastore)
+	}
+	for i, nic := range vm.NICs {
+		if nic.MAC != was.NICs[i].MAC {
+			t.Errorf("NIC %s was %s", nic.MAC, was.NICs[i].MAC)
+		}
+	}
+	if len(w.newVMs()) != 1 || strings.Contains(vm.Annotation, "Lifeboat") || vm.ExtraConfig[copiedKey] != "" {
+		t.Errorf("VMs %q, notes %q", w.newVMs(), vm.Annotation)
+	}
+	w.onlyVMsLeft()
+	points, err := w.repo.Points(t.Context())
+	if err != nil || len(points) != 1 {
+		t.Errorf("%d points are there (%v)", len(points), err)
+	}
+}

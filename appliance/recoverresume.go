@@ -26,6 +26,7 @@ import (
 //	running      all                                   nothing
 //	migrating    the VM here, there, or on its way     there: finished; else it runs on
 //	migrated     the VM there, our things              finished: our things are removed
+//	copied       two VMs, or the new one, perhaps on   finished: the new one takes its place
 //	stopping     some of all                           finished: all of it is removed
 //
 // Each of these may be cut short in turn and begun anew: finding nothing is no
@@ -58,6 +59,8 @@ func (w *vsphereWork) resumeRecovery(ctx context.Context, session string) (strin
 		return w.lookAfterMigration(ctx, rec)
 	case RecoveryMigrated:
 		return "finished: the VM had moved, the rest is removed", w.cleanMigrated(ctx, session)
+	case RecoveryCopied:
+		return "finished: the copy took the VM's place", w.finishCopy(ctx, session)
 	case RecoveryStopping:
 		return "finished: stopped and removed", w.takeDown(ctx, session)
 	}

@@ -18,6 +18,7 @@ const (
 	RecoveryRunning    RecoveryState = "running"    // all was done that `recover` was asked for
 	RecoveryMigrating  RecoveryState = "migrating"
 	RecoveryMigrated   RecoveryState = "migrated" // nothing of it is on our datastore: only cleaning up is left
+	RecoveryCopied     RecoveryState = "copied"   // a complete copy waits to take the VM's place
 	RecoveryStopping   RecoveryState = "stopping"
 	RecoveryAttached   RecoveryState = "attached" // its disks are, to somebody's VM
 )
@@ -37,6 +38,8 @@ type Recovery struct {
 	Target    string           `json:"target,omitempty"` // datastore that a migration goes to
 	// PowerOn: the VM is to be on when the recovery is finished.
 	PowerOn bool `json:"power_on"`
+	// SwitchedOff: it was on, and is off for the time of a move.
+	SwitchedOff bool `json:"switched_off,omitempty"`
 	// Pinned: DRS and HA were told to leave the VM alone.
 	Pinned bool `json:"pinned,omitempty"`
 	// Attach: it is disks for somebody's VM, not a VM of its own.

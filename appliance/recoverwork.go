@@ -216,16 +216,21 @@ func (w *vsphereWork) unmountUnused(ctx context.Context) error {
 	return w.settleMounts()
 }
 
-// findVM finds the VM of a session: by its mark, or by its .vmx in the session's
-// folder. nil: there is none.
+// findVM finds the VM of a session: by its .vmx in the session's folder, or else,
+// when it has moved, by its mark. nil: there is none. A copy that is to take its
+// place is another VM.
 func (w *vsphereWork) findVM(inv *vsphere.Inventory, session string) *vsphere.VM {
 	folder := datastorePath(w.datastore, session) + "/"
+	var marked *vsphere.VM
 	for i, vm := range inv.VMs {
-		if vm.ExtraConfig[sessionKey] == w.mark(session) || strings.HasPrefix(vm.VMX, folder) {
+		switch {
+		case strings.HasPrefix(vm.VMX, folder):
 			return &inv.VMs[i]
+		case vm.ExtraConfig[sessionKey] == w.mark(session) && vm.ExtraConfig[copiedKey] == "" && !strings.HasPrefix(vm.Annotation, "[Lifeboat "+w.appliance+":"):
+			marked = &inv.VMs[i]
 		}
 	}
-	return nil
+	return marked
 }
 
 // onOurs says what of a VM is still on our datastore: "" nothing.

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"lifeboat/appliance"
+	"lifeboat/store"
 )
 
 func (p *program) migrateCommand() *cli.Command {
@@ -17,6 +18,7 @@ func (p *program) migrateCommand() *cli.Command {
 		&cli.StringSliceFlag{Name: "disk", Usage: "`N=DATASTORE`: disk N, from 0, goes elsewhere; repeatable"},
 		&cli.BoolFlag{Name: "thin", Usage: "thin disks there"},
 		&cli.BoolFlag{Name: "thick", Usage: "thick disks there"},
+		&cli.BoolFlag{Name: "copy", Usage: "without Storage vMotion: copy it while it runs; it is off for a moment at the end"},
 		&cli.BoolFlag{Name: "cold", Usage: "shut the VM down for the move, where there is no licence for Storage vMotion"},
 	}
 	return &cli.Command{
@@ -24,7 +26,7 @@ func (p *program) migrateCommand() *cli.Command {
 		Description: "Storage vMotion; then it is checked that nothing of the VM is left on our datastore, and the\n" +
 			"session is removed, and the datastore from hosts that no other session needs it on. When the\n" +
 			"move fails the VM runs on as before.",
-		Flags: slices.Concat(flags, vcenterFlags()), Action: p.migrate,
+		Flags: slices.Concat(flags, transportFlags(), vcenterFlags()), Action: p.migrate,
 	}
 }
 
@@ -46,6 +48,9 @@ func (p *program) migrate(c *cli.Context) error {
 		}
 		req.PerDisk[n] = datastore
 	}
+	if c.Bool("copy") && c.Bool("cold") {
+		return fmt.Errorf("%w: --copy or --cold", appliance.ErrUsage)
+	}
 	if c.Bool("thin") && c.Bool("thick") {
 		return fmt.Errorf("%w: --thin or --thick", appliance.ErrUsage)
 	}
@@ -57,15 +62,42 @@ func (p *program) migrate(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		show := newSteps(p.stderr)
-		req.Progress = func(percent int) { show.set("moving "+req.Session+", percent", int64(percent), 100) }
-		err = appliance.Migrate(c.Context, w.state, w.client, req)
-		show.end()
-		if err != nil {
+		move := p.moveWithVMotion
+		if c.Bool("copy") {
+			move = p.moveByCopy
+		}
+		if err := move(c, w, req); err != nil {
 			return err
 		}
 		p.releaseSession(c.Context, info.Session)
 		return p.say(map[string]string{"session": req.Session, "vm": info.Recovery.VM, "datastore": req.Datastore, "state": string(appliance.RecoveryMigrated)},
 			"VM %q is on %s. Nothing of it is left with Lifeboat.\n", printable(info.Recovery.VM), printable(req.Datastore))
+	})
+}
+
+func (p *program) moveWithVMotion(c *cli.Context, w vsphereCommand, req appliance.MigrateRequest) error {
+	show := newSteps(p.stderr)
+	defer show.end()
+	req.Progress = func(percent int) { show.set("moving "+req.Session+", percent", int64(percent), 100) }
+	return appliance.Migrate(c.Context, w.state, w.client, req)
+}
+
+func (p *program) moveByCopy(c *cli.Context, w vsphereCommand, req appliance.MigrateRequest) error {
+	t, err := p.restoreTransports(c)
+	if err != nil {
+		return err
+	}
+	return p.withRepo(c.Context, func(repo *store.Repository) error {
+		show := newMeters(p.stderr)
+		err := appliance.MigrateByCopy(c.Context, w.state, repo, w.client, appliance.CopyVMRequest{
+			Session: req.Session, Datastore: req.Datastore, PerDisk: req.PerDisk, Thick: c.Bool("thick"),
+			Transports: t, Started: showRestore(show), Logger: p.log,
+		})
+		if err != nil {
+			show.abandon()
+			return err
+		}
+		show.wait()
+		return nil
 	})
 }
