@@ -36,6 +36,7 @@ var errMayCome = errors.New("it is not there, and may still come")
 func (s *State) intentHandlers() map[IntentKind]intentHandler {
 	return map[IntentKind]intentHandler{
 		IntentSnapshot: s.undoSnapshot,
+		IntentHotAdd:   s.undoHotAdd,
 		IntentMount:    s.mountHandler,
 		IntentRegister: s.recoveryHandler,
 		IntentRelocate: s.recoveryHandler,

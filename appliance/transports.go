@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,17 @@ type Transports struct {
 	// Datastores are directories of this machine at which datastores are mounted,
 	// by the datastores' names.
 	Datastores map[string]string
+	// Proxy is the VM that Lifeboat runs in, for disks to be attached to.
+	Proxy HotAddProxy
+
+	proxy *vsphere.VM // found in the inventory; nil: no hot-add
+	state *State
+}
+
+// inside looks whether Lifeboat runs in one of the VMs of an inventory.
+func (t Transports) inside(s *State, inv *vsphere.Inventory) Transports {
+	t.proxy, t.state = t.Proxy.find(inv), s
+	return t
 }
 
 // Check refuses names of transports that there are not, before anything is done.
@@ -55,6 +67,9 @@ func (t Transports) request(c *vsphere.Client, vm *vsphere.VM, snapshot vsphere.
 		Key: d.Key, Size: d.Size, Path: d.File, LocalPath: t.local(d.File),
 		VM: string(vm.Ref), Snapshot: string(snapshot), Library: t.Library,
 		Files: dsFiles{c.Files(vm.Datacenter)}, Lease: leaser{c, leased, vm.Disks},
+	}
+	if t.proxy != nil && snapshot != "" {
+		r.HotAdd = hotAdder{t.state, c, t.proxy, d, cmp.Or(t.Proxy.Devices, devicesByID)}
 	}
 	if t.Login.Password != "" {
 		r.Server, r.Username, r.Password, r.Thumbprint = c.About().Server, t.Login.Username, t.Login.Password, t.Login.Thumbprint

@@ -138,6 +138,7 @@ func (s *State) BackupVMs(ctx context.Context, repo *store.Repository, c *vspher
 	if err != nil {
 		return nil, err
 	}
+	req.Transports = req.Transports.inside(s, inv)
 	report := &VMBackupReport{Excluded: excluded}
 	run := &vmRun{
 		state: s, repo: repo, client: c, req: req, throttle: newThrottle(req.Limits),
