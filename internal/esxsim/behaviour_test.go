@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -661,4 +662,17 @@ func TestTagsAndFolders(t *testing.T) {
 	if left, err := os.ReadDir(s.DatastoreDir("datastore1")); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+}
+
+func newTask(c *govmomi.Client, r types.ManagedObjectReference) *object.Task {
+	return object.NewTask(c.Client, r)
+}
+
+// faultName is the type of an error's fault; "" when it has none.
+func faultName(err error) string {
+	var f types.BaseMethodFault
+	if _, ok := faults.As(err, &f); !ok {
+		return ""
+	}
+	return reflect.TypeOf(f).Elem().Name()
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	vimfault "github.com/vmware/govmomi/fault"
@@ -38,7 +39,13 @@ const (
 	tagCategory    = "Lifeboat"
 )
 
+// building makes inventories one after the other: govmomi's simulator writes to
+// templates of its package while it makes hosts and licences.
+var building sync.Mutex
+
 func (s *Sim) buildInventory() error {
+	building.Lock()
+	defer building.Unlock()
 	ctx := simulator.NewContext()
 	content, root := vpx.ServiceContent, vpx.RootFolder
 	if s.opts.Standalone {
