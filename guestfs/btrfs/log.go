@@ -23,6 +23,7 @@ import (
 const (
 	maxLogged     = 1 << 20  // items
 	maxLogChanges = 96 << 20 // bytes in memory
+	maxLogWork    = 1 << 26  // items and names looked at: seconds
 )
 
 var errLogTooLarge = &guestfs.UnsupportedError{FS: fsName, What: "a log of this size"}
@@ -35,6 +36,34 @@ type replayer struct {
 	log   view
 	items []item // of the log, in order
 	fixup map[uint64]bool
+	work  int
+}
+
+// spend bounds the work that a log can make.
+func (r *replayer) spend(n int) error {
+	if r.work += n; r.work > maxLogWork {
+		return errLogTooLarge
+	}
+	if r.work&0xfff < n && r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
+	return nil
+}
+
+// all is what an inode has of one kind in a tree, from an offset to another one,
+// inclusive: a list, so that it can be changed on the way.
+func (r *replayer) all(v view, id uint64, kind byte, from, to uint64) ([]item, error) {
+	var out []item
+	size := 0
+	err := v.of(r.ctx, id, kind, from, func(it item) bool {
+		if it.offset > to {
+			return false
+		}
+		out = append(out, it)
+		size += 1 + len(it.data)/32
+		return size <= maxLogWork
+	})
+	return out, first(err, r.spend(size+1))
 }
 
 // recover looks after what was synced since the last transaction.

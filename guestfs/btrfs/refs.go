@@ -67,7 +67,7 @@ func extRefKey(id, parent uint64, name string) key {
 func (r *replayer) refs(v view, id uint64) ([]ref, error) {
 	var out []ref
 	for _, kind := range []byte{kindRef, kindExtRef} {
-		list, err := v.all(r.ctx, id, kind, 0)
+		list, err := r.all(v, id, kind, 0, ^uint64(0))
 		if err != nil {
 			return nil, err
 		}
@@ -112,6 +112,9 @@ func (r *replayer) byIndex(dir, index uint64, name string) (dirItem, bool, error
 func (r *replayer) entry(k key, name string) (dirItem, bool, error) {
 	it, ok, err := r.sub.get(r.ctx, k)
 	if err != nil || !ok {
+		return dirItem{}, false, err
+	}
+	if err := r.spend(1 + len(it.data)/32); err != nil {
 		return dirItem{}, false, err
 	}
 	for _, d := range parseDirItems(it.data) {

@@ -77,7 +77,7 @@ func (r *replayer) overwriteInode(it item) ([]byte, error) {
 
 // removeXattrs removes the attributes that are not in the log.
 func (r *replayer) removeXattrs(id uint64) error {
-	all, err := r.sub.all(r.ctx, id, kindXattr, 0)
+	all, err := r.all(r.sub.view, id, kindXattr, 0, ^uint64(0))
 	if err != nil {
 		return err
 	}
@@ -122,7 +122,7 @@ func (d dirItem) append(b []byte) []byte {
 // removeLogged removes the names of a directory that stand in a range that the log
 // knows all about, and are not in it.
 func (r *replayer) removeLogged(dir uint64) error {
-	ranges, err := r.log.all(r.ctx, dir, kindDirLog, 0)
+	ranges, err := r.all(r.log, dir, kindDirLog, 0, ^uint64(0))
 	if err != nil {
 		return err
 	}
@@ -140,14 +140,11 @@ func (r *replayer) removeLogged(dir uint64) error {
 // removeNames removes the names of a directory from one place in the order of their
 // creation to another, inclusive: all, or those that are not in the log.
 func (r *replayer) removeNames(dir, from, to uint64, all bool) error {
-	list, err := r.sub.all(r.ctx, dir, kindDirIndex, from)
+	list, err := r.all(r.sub.view, dir, kindDirIndex, from, to)
 	if err != nil {
 		return err
 	}
 	for _, it := range list {
-		if it.offset > to {
-			return nil
-		}
 		entries := parseDirItems(it.data)
 		if len(entries) != 1 {
 			return corrupt("entry %d of directory %d of subvolume %d", it.offset, dir, r.sub.id)
@@ -286,20 +283,20 @@ func (r *replayer) extentItem(it item) error {
 // dropExtents makes a hole in a file, and says how many bytes were there.
 func (r *replayer) dropExtents(id, from, to uint64) (gone uint64, err error) {
 	in := &inode{sub: r.sub, id: id}
+	if to <= from {
+		return 0, nil
+	}
 	start := from
 	if it, ok, err := r.sub.floor(r.ctx, key{id, kindExtent, from}); err != nil {
 		return 0, err
 	} else if ok && it.id == id && it.kind == kindExtent {
 		start = it.offset
 	}
-	list, err := r.sub.all(r.ctx, id, kindExtent, start)
+	list, err := r.all(r.sub.view, id, kindExtent, start, to-1)
 	if err != nil {
 		return 0, err
 	}
 	for _, it := range list {
-		if it.offset >= to {
-			break
-		}
 		e, err := parseExtent(in, it)
 		if err != nil {
 			return 0, err

@@ -158,13 +158,3 @@ func (v view) of(ctx context.Context, id uint64, kind byte, offset uint64, yield
 		return it.id == id && it.kind == kind && yield(it)
 	})
 }
-
-// all is all of them, so that something can be changed on the way.
-func (v view) all(ctx context.Context, id uint64, kind byte, offset uint64) ([]item, error) {
-	var out []item
-	err := v.of(ctx, id, kind, offset, func(it item) bool {
-		out = append(out, it)
-		return len(out) < maxLogged
-	})
-	return out, err
-}

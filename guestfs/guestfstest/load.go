@@ -76,7 +76,7 @@ func (w *worker) step() error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
-	switch w.rng.IntN(16) {
+	switch w.rng.IntN(18) {
 	case 0, 1, 2, 3:
 		return os.WriteFile(name, w.data(w.rng.IntN(1<<w.rng.IntN(18))), 0o644)
 	case 4:
@@ -97,8 +97,22 @@ func (w *worker) step() error {
 		return w.many(name)
 	case 12:
 		return os.RemoveAll(filepath.Dir(name))
+	case 13:
+		return syncOne(name)
+	case 14:
+		return syncOne(filepath.Dir(name))
 	}
 	return w.inside(name)
+}
+
+// syncOne makes a file or directory durable, and nothing else.
+func syncOne(name string) error {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
 }
 
 // many makes a directory grow, and shrink.

@@ -1,8 +1,11 @@
 package xfs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 
 	"lifeboat/guestfs"
 )
@@ -27,9 +30,15 @@ const (
 
 // intent is one that was not done yet.
 type intent struct {
+	kind  uint16
+	order int
+	data  []byte
+}
+
+// intentKey is how its end names it.
+type intentKey struct {
 	kind uint16
 	id   uint64
-	data []byte
 }
 
 // remap is a run of blocks that is to be mapped into a file, or out of it.
@@ -43,10 +52,11 @@ func (r *recovery) begin(it item) error {
 	if len(p) < intentHead+8 {
 		return corrupt("an intent of %d bytes in its log", len(p))
 	}
-	if len(r.intents) >= maxIntents {
-		return corrupt("its log holds more than %d intents", maxIntents)
+	if len(r.intents) >= maxIntents || len(p) > maxIntentBytes {
+		return fmt.Errorf("it holds %d intents, one of %d bytes: %w", len(r.intents)+1, len(p), errUnsupported)
 	}
-	r.intents = append(r.intents, intent{kind: it.kind(), id: binary.LittleEndian.Uint64(p[8:]), data: p})
+	r.begun++
+	r.intents[intentKey{it.kind(), binary.LittleEndian.Uint64(p[8:])}] = intent{kind: it.kind(), order: r.begun, data: bytes.Clone(p)}
 	return nil
 }
 
@@ -55,20 +65,14 @@ func (r *recovery) done(it item) error {
 	if len(p) < intentHead {
 		return corrupt("the end of an intent is of %d bytes in its log", len(p))
 	}
-	id := binary.LittleEndian.Uint64(p[8:])
-	for i, in := range r.intents {
-		if in.id == id && in.kind+1 == it.kind() {
-			r.intents = append(r.intents[:i], r.intents[i+1:]...)
-			break
-		}
-	}
+	delete(r.intents, intentKey{it.kind() - 1, binary.LittleEndian.Uint64(p[8:])})
 	return nil
 }
 
 // finish does what was announced, in the order in which it was.
-func (f *FS) finish(intents []intent) {
+func (f *FS) finish(intents map[intentKey]intent) {
 	le := binary.LittleEndian
-	for _, in := range intents {
+	for _, in := range slices.SortedFunc(maps.Values(intents), func(a, b intent) int { return a.order - b.order }) {
 		if in.kind != itemMap {
 			f.unfinished("a change of inode %d", le.Uint64(in.data[intentHead:]))
 			continue

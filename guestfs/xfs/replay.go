@@ -34,7 +34,9 @@ const (
 	itemExchange   = 0x1248
 	itemExchanged  = 0x1249
 	maxPatchBytes  = 128 << 20 // what replay may take in memory
-	maxIntents     = 1 << 16
+	maxIntents     = 1 << 14
+	maxIntentBytes = 1 << 10
+	maxCancelled   = 1 << 19
 	bytesPerSector = sector + 100 // and what it takes to find it
 )
 
@@ -53,7 +55,8 @@ type recovery struct {
 	cancelled map[place]int           // buffers that were freed, and how often
 	sectors   map[int64]*[sector]byte // what was changed, by place
 	commits   int
-	intents   []intent
+	intents   map[intentKey]intent
+	begun     int // intents, ever
 	reowned   map[guestfs.Inode]bool
 
 	now, before []byte // the buffer that was loaded last
@@ -108,7 +111,7 @@ func (f *FS) replay(ctx context.Context) error {
 // were no longer needed, to those at its head.
 func (f *FS) passes(ctx context.Context, l *xlog, tail, head int64) (*recovery, error) {
 	for {
-		r := &recovery{f: f, cancelled: map[place]int{}, sectors: map[int64]*[sector]byte{}, reowned: map[guestfs.Inode]bool{}}
+		r := &recovery{f: f, cancelled: map[place]int{}, sectors: map[int64]*[sector]byte{}, intents: map[intentKey]intent{}, reowned: map[guestfs.Inode]bool{}}
 		err := l.run(ctx, tail, head, r.first)
 		if err == nil {
 			return r, l.run(ctx, tail, head, func(t *transaction) error { return r.second(ctx, t) })
@@ -149,8 +152,11 @@ func (r *recovery) first(t *transaction) error {
 		if err != nil {
 			return err
 		}
-		if b.flags&bufferCancel != 0 {
-			r.cancelled[b.place]++
+		if b.flags&bufferCancel == 0 {
+			continue
+		}
+		if r.cancelled[b.place]++; len(r.cancelled) > maxCancelled {
+			return fmt.Errorf("it frees more than %d buffers: %w", maxCancelled, errUnsupported)
 		}
 	}
 	return nil
