@@ -123,6 +123,9 @@ func mountNothing(own []string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	if err := letGo(); err != nil {
+		return fmt.Errorf("let go of mounts: %w", err)
+	}
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount the processes: %w", err)
 	}
@@ -130,6 +133,31 @@ func mountNothing(own []string) error {
 		return fmt.Errorf("mount nothing: %w", err)
 	}
 	return nil
+}
+
+// letGo unmounts everything but the root and what is needed of it. The namespace
+// began as a copy of the appliance's; a file system that is unmounted there would
+// otherwise live on here, and a FUSE server of ours would wait for its end.
+func letGo() error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	for i := len(lines) - 1; i >= 0; i-- { // what is mounted on another mount comes later
+		fields := strings.Fields(lines[i])
+		if len(fields) < 5 || fields[4] == "/" || fields[4] == covered || strings.HasPrefix(covered, fields[4]+"/") {
+			continue
+		}
+		// One that cannot be unmounted is no worse than before.
+		_ = unix.Unmount(unescape(fields[4]), unix.MNT_DETACH)
+	}
+	return nil
+}
+
+// unescape undoes what /proc does to blanks in names.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
 func changeRoot() error { return errors.Join(unix.Chroot(covered), unix.Chdir("/")) }

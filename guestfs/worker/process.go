@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"sync"
 	"syscall"
@@ -60,7 +59,8 @@ func newProcess(c *child, disks []disk.Image, opts Options) *process {
 	var running sync.WaitGroup
 	running.Go(p.receive)
 	running.Go(func() {
-		if err := serveBlocks(c.blocks, disks, p.reading(1), p.reading(-1)); err != nil && !errors.Is(err, os.ErrClosed) {
+		// Any other end of the socket is that of the child, which says why.
+		if err := serveBlocks(c.blocks, disks, p.reading(1), p.reading(-1)); errors.Is(err, errProtocol) {
 			p.fail(&FailureError{Reason: err.Error()})
 		}
 	})

@@ -94,9 +94,8 @@ func (s *server) serve(h *hello) error {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	go func() {
-		// Without blocks there is nothing to do; whoever waits for one gets an
-		// error, and then control ends, too.
 		_ = s.remotes.receive()
+		os.Exit(1) // without blocks there is nothing to do
 	}()
 	var disks []disk.Image
 	for i, size := range h.Disks {

@@ -39,6 +39,9 @@ func image(t testing.TB, file string) disk.Image {
 func start(t testing.TB, opts worker.Options, disks ...disk.Image) *worker.Session {
 	t.Helper()
 	opts.Logger = slog.New(slog.DiscardHandler)
+	if raceDetector {
+		opts.Memory = -1
+	}
 	s, err := worker.Start(t.Context(), disks, opts)
 	if err != nil {
 		t.Fatal(err)
