@@ -42,7 +42,7 @@ func TestLive(t *testing.T) {
 				take()
 			}
 			stop()
-			churn(t, dir)
+			churn(t, dir, take)
 			take()
 			unmount() // two of one UUID confuse the kernel
 			replayed := 0
@@ -58,8 +58,8 @@ func TestLive(t *testing.T) {
 	}
 }
 
-// churn commits a transaction, and then changes what only the log has.
-func churn(t *testing.T, dir string) {
+// churn commits a transaction, and then changes what only the log has; twice.
+func churn(t *testing.T, dir string, take func()) {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -90,6 +90,17 @@ func churn(t *testing.T, dir string) {
 	}
 	must(os.Remove(in("old 30")))
 	synced(".")
+	take()
+	// Names of files that are not in the log themselves, in a directory that is.
+	must(os.Mkdir(in("names"), 0o755))
+	for i := range 6 {
+		must(os.WriteFile(in("names/"+strconv.Itoa(i)), []byte("x"), 0o644))
+	}
+	guestfstest.Run(t, "sync", "-f", dir)
+	for i := range 6 {
+		must(os.Link(in("names/"+strconv.Itoa(i)), in("names/linked "+strconv.Itoa(i))))
+	}
+	synced("names/3")
 }
 
 func compareReplayed(t *testing.T, live *guestfstest.Live, image string, at time.Time) guestfs.State {
