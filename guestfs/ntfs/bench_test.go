@@ -103,3 +103,34 @@ func walk(b *testing.B, fsys *ntfs.FS, dir guestfs.Inode) (n int) {
 	}
 	return n
 }
+
+// BenchmarkFirstListing opens a volume and lists its root: of one that is clean,
+// and of one whose log is replayed.
+func BenchmarkFirstListing(b *testing.B) {
+	guestfstest.NeedMount(b, "fuse", "mkfs.ntfs", "ntfs-3g")
+	p := makePair(b)
+	w := newLogWriter(b, logSize(b, p.before), false, 0, 7)
+	checkpoint := w.checkpoint(p.open, p.names, nil, nil)
+	known := w.last
+	p.log(b, w, p.before, p.after, 0x40)
+	w.end(0x40)
+	for name, volume := range map[string][]byte{"clean": p.before, "replayed": withLog(b, p.before, w.finish(checkpoint, known))} {
+		b.Run(name, func(b *testing.B) {
+			file := filepath.Join(b.TempDir(), "volume.raw")
+			must(b, os.WriteFile(file, volume, 0o600))
+			for b.Loop() {
+				img, err := disk.Open(b.Context(), file, disk.OpenOptions{Format: disk.FormatRaw})
+				must(b, err)
+				fsys, err := ntfs.Open(b.Context(), img)
+				must(b, err)
+				if s := fsys.Info().State; (s == guestfs.Replayed) != (name == "replayed") {
+					b.Fatalf("the state is %s", s)
+				}
+				for _, err := range fsys.ReadDir(b.Context(), fsys.Root(), 0) {
+					must(b, err)
+				}
+				img.Close()
+			}
+		})
+	}
+}

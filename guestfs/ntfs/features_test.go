@@ -392,6 +392,34 @@ func attributeLists(t *testing.T, fsys *ntfs.FS, image string) (n int) {
 	return n
 }
 
+// TestInodesIn: a file that changed is found by the bytes of the MFT that did.
+func TestInodesIn(t *testing.T) {
+	guestfstest.NeedMount(t, "fuse", "mkfs.ntfs", "ntfs-3g", "ntfsrecover")
+	t.Parallel()
+	p := makePair(t)
+	fsys, err := ntfs.Open(t.Context(), disk.Bytes(t.Context(), p.after))
+	must(t, err)
+	runs, err := fsys.MetadataExtents(t.Context())
+	must(t, err)
+	changed := map[guestfs.Inode]bool{}
+	for _, r := range runs {
+		for off := r.Offset; off < r.End(); off += 512 {
+			if bytes.Equal(p.before[off:off+512], p.after[off:off+512]) {
+				continue
+			}
+			for inode, err := range fsys.InodesIn(t.Context(), disk.Extent{Offset: off, Length: 512}) {
+				must(t, err)
+				changed[inode] = true
+			}
+		}
+	}
+	for path, want := range map[string]bool{"new": true, "dir": true, "dir/old name 2": true, "dir/renamed 1": true, "new dir/moved": true, "dir/old name 3": false, "small/c": true} {
+		if got := changed[find(t, fsys, path)]; got != want {
+			t.Errorf("%s: changed is %v, want %v", path, got, want)
+		}
+	}
+}
+
 // TestCompressed: LZNT1, as ntfs-3g writes it, with holes, and with what does
 // not compress in between.
 func TestCompressed(t *testing.T) {

@@ -2,6 +2,7 @@ package ntfs_test
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 	"unicode/utf16"
 
@@ -181,7 +182,7 @@ func table(size int, entries ...[]byte) []byte {
 			b = append(b, make([]byte, size)...)
 			continue
 		}
-		e = append(e, make([]byte, size-len(e))...)
+		e = slices.Concat(e, make([]byte, size-len(e)))
 		le.PutUint32(e, 0xffffffff)
 		b = append(b, e...)
 	}

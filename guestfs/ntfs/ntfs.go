@@ -47,6 +47,7 @@ type FS struct {
 	mft     *meta.Cache // by blocks of mftBlock bytes of $MFT
 	records uint64      // that the MFT has room for
 	root    guestfs.Inode
+	mftRef  guestfs.Inode // of the MFT itself
 	upcase  *upcaseTable
 	volume  volume
 	blocks  *lru[blockKey, []byte] // of indexes
@@ -142,6 +143,7 @@ func (f *FS) openMFT(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.mftRef = r.ref()
 	f.useMFT(ctx, s)
 	n, err := f.nodeOf(ctx, r)
 	if err != nil || n.list == nil {
