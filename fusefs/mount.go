@@ -123,7 +123,9 @@ func (m *Mount) Run(ctx context.Context) error {
 }
 
 // Unmounting waits this long for programs to let go of the tree; then it is
-// taken away from them.
+// taken away from them. As long again it waits for the kernel to say goodbye,
+// which it does not while another mount namespace holds a copy of the mount:
+// that ends with this process.
 const (
 	unmountPatience = 2 * time.Second
 	unmountRetry    = 50 * time.Millisecond
@@ -132,35 +134,38 @@ const (
 func (m *Mount) unmount() error {
 	deadline := time.Now().Add(unmountPatience)
 	for {
-		err := m.server.Unmount()
-		if err == nil {
+		err := release(m.dir, 0)
+		if err == nil || errors.Is(err, unix.EINVAL) { // nothing is mounted there any more
 			break
 		}
 		if time.Now().After(deadline) {
 			m.log.Warn("somebody still uses the mount; it is taken away", "directory", m.dir)
-			if err := detach(m.dir); err != nil {
+			if err := release(m.dir, unix.MNT_DETACH); err != nil {
 				return fmt.Errorf("unmount %s: %w", m.dir, err)
 			}
-			return nil
+			break
 		}
 		time.Sleep(unmountRetry)
 	}
-	<-m.served
+	select {
+	case <-m.served:
+	case <-time.After(unmountPatience):
+	}
 	return nil
 }
 
-// detach takes a mount away, whoever uses it.
-func detach(dir string) error {
+// release unmounts; with MNT_DETACH whoever uses the mount.
+func release(dir string, flags int) error {
 	if os.Geteuid() == 0 {
-		return unix.Unmount(dir, unix.MNT_DETACH)
+		return unix.Unmount(dir, flags)
 	}
-	return fusermount(dir)
+	return fusermount(dir, flags == unix.MNT_DETACH)
 }
 
 // clearDead unmounts what a process of ours that died has left on dir: its
 // server is gone, and everything in it answers ENOTCONN.
 func clearDead(dir string) error {
-	if _, err := os.Stat(dir); !errors.Is(err, unix.ENOTCONN) {
+	if _, err := os.Stat(dir); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 		return nil //nolint:nilerr // whatever else is wrong is not a dead mount
 	}
 	ours, err := isOurs(dir)
@@ -170,7 +175,7 @@ func clearDead(dir string) error {
 	if !ours {
 		return fmt.Errorf("%s %w: another program's FUSE mount there has died; unmount it: umount -l %s", dir, ErrNotReady, dir)
 	}
-	if err := detach(dir); err != nil {
+	if err := release(dir, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("clear away the dead mount on %s: %w", dir, err)
 	}
 	return nil

@@ -117,7 +117,7 @@ func (p *program) app() *cli.App {
 			p.pointsCommand(), p.showCommand(), p.exportCommand(), p.diffCommand(), p.verifyCommand(), p.forgetCommand(), p.unforgetCommand(), p.policyCommand(), p.pinCommand(), p.unpinCommand(), p.immutableCommand(), p.pruneCommand(), p.repairCommand(), p.statsCommand(), p.copyCommand(), p.rebuildCommand(),
 			p.publishCommand(), p.sessionCommand(), p.serveCommand(),
 			p.recoverCommand(), p.migrateCommand(), p.stopCommand(), p.detachCommand(), p.restoreCommand(), p.leftoversCommand(),
-			p.filesCommand(),
+			p.filesCommand(), p.mountCommand(),
 			p.demoCommand(),
 		},
 		Description: "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings, 4 not found,\n" +
