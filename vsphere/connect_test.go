@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,11 +24,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// starting holds back the second of two simulations that start at once: the
+// library underneath appends to a list of licences that all have in common.
+var starting sync.Mutex
+
 // simulate starts a simulated vSphere for one test.
 func simulate(t *testing.T, o esxsim.Options) *esxsim.Sim {
 	t.Helper()
 	o.Dir = t.TempDir()
+	starting.Lock()
 	s, err := esxsim.Start(context.Background(), o)
+	starting.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func dialed(t testing.TB, s *simulator.Server) *Client {
 func thousand(t testing.TB) *Client {
 	t.Helper()
 	var model *simulator.Model
-	s := vcsim(t, func(m *simulator.Model) { m.Cluster, m.ClusterHost, m.Host, m.Machine, model = 2, 8, 0, 5, m })
+	s := vcsim(t, func(m *simulator.Model) { m.Cluster, m.ClusterHost, m.Host, m.Machine, model = 2, 2, 0, 5, m })
 	ctx := model.Service.Context
 	all := ctx.Map.All("VirtualMachine")
 	for i := len(all); i < 1000; i++ {
@@ -76,7 +76,7 @@ func TestInventoryOfAThousand(t *testing.T) {
 		t.Fatal(err)
 	}
 	took, calls := time.Since(start), c.Calls()-before
-	if len(inv.VMs) != 1000 || len(inv.Hosts) != 16 || len(inv.Datastores) == 0 || len(inv.Networks) == 0 || len(inv.Pools) == 0 {
+	if len(inv.VMs) != 1000 || len(inv.Hosts) != 4 || len(inv.Datastores) == 0 || len(inv.Networks) == 0 || len(inv.Pools) == 0 {
 		t.Errorf("%d VMs, %d hosts, %d datastores, %d networks, %d pools", len(inv.VMs), len(inv.Hosts), len(inv.Datastores), len(inv.Networks), len(inv.Pools))
 	}
 	if n := c.CallsByMethod(); n["RetrievePropertiesEx"] != 1 || calls != 2 {

@@ -431,19 +431,28 @@ func TestInterrupted(t *testing.T) {
 	s := simulate(t, esxsim.Options{VMs: []esxsim.VMSpec{{Name: "a", PowerOn: true, Disks: []esxsim.DiskSpec{{Size: 1 << 20}}}}})
 	c := connect(t, s)
 	vm := vmOf(t, c, "a")
-	s.Delay("CreateFilter", 100*time.Millisecond)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	ref, err := c.CreateSnapshot(ctx, vm.Ref, vsphere.SnapshotSpec{Name: "s"})
-	if err != nil {
-		t.Fatalf("the snapshot was taken while its caller went away, and that is not told: %v", err)
+	for _, during := range []string{"CreateSnapshot_Task", "CreateFilter"} {
+		s.Delay(during, 200*time.Millisecond)
+		ctx, cancel := context.WithCancel(t.Context())
+		seen := s.Calls()[during]
+		go func() {
+			for s.Calls()[during] == seen {
+				time.Sleep(time.Millisecond)
+			}
+			cancel()
+		}()
+		ref, err := c.CreateSnapshot(ctx, vm.Ref, vsphere.SnapshotSpec{Name: "s"})
+		if err != nil || ctx.Err() == nil {
+			t.Fatalf("interrupted at %s: the snapshot was taken, and that is not told: %v", during, err)
+		}
+		s.ClearFaults()
+		if err := c.RemoveSnapshot(t.Context(), ref, vsphere.RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := c.RemoveSnapshot(t.Context(), ref, vsphere.RemoveOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel = context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = c.Inventory(ctx)
+	_, err := c.Inventory(ctx)
 	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "interrupted") {
 		t.Errorf("got %v", err)
 	}

@@ -153,7 +153,7 @@ func (s *session) once(ctx context.Context, method string, req, res soap.HasFaul
 	if w, ok := req.(*methods.WaitForUpdatesExBody); ok && w.Req.Options != nil && w.Req.Options.MaxWaitSeconds != nil {
 		limit += time.Duration(*w.Req.Options.MaxWaitSeconds) * time.Second
 	}
-	inner, cancel := context.WithTimeout(ctx, limit)
+	inner, cancel := callContext(ctx, method, limit)
 	defer cancel()
 	s.count(ctx, method)
 	err := s.soap.RoundTrip(inner, req, res)
@@ -163,6 +163,26 @@ func (s *session) once(ctx context.Context, method string, req, res soap.HasFaul
 	return err
 }
 
+// callContext bounds a call. One that starts a task is let finish for a moment
+// when its caller goes away: only who has its answer knows the task, and can
+// stop it or tell what became of it.
+func callContext(ctx context.Context, method string, limit time.Duration) (context.Context, context.CancelFunc) {
+	if !strings.HasSuffix(method, "_Task") || ctx.Err() != nil {
+		return context.WithTimeout(ctx, limit)
+	}
+	inner, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	stop := context.AfterFunc(ctx, func() {
+		if pausing(inner, patienceAfterCancel) {
+			cancel()
+		}
+	})
+	return inner, func() {
+		stop()
+		cancel()
+	}
+}
+
+// pausing waits; it is false when ctx ended first.
 func pausing(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
