@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/guestfstest"
 )
@@ -94,12 +96,16 @@ func churn(t *testing.T, dir string, take func()) {
 	// Names of files that are not in the log themselves, in a directory that is.
 	must(os.Mkdir(in("names"), 0o755))
 	for i := range 6 {
-		must(os.WriteFile(in("names/"+strconv.Itoa(i)), []byte("x"), 0o644))
+		name := in("names/" + strconv.Itoa(i))
+		must(os.WriteFile(name, []byte("x"), 0o644))
+		must(unix.Setxattr(name, "user.goes", []byte("and is not in the log"), 0))
+		must(unix.Setxattr(name, "user.stays", []byte("x"), 0))
 	}
 	guestfstest.Run(t, "sync", "-f", dir)
 	for i := range 6 {
 		must(os.Link(in("names/"+strconv.Itoa(i)), in("names/linked "+strconv.Itoa(i))))
 	}
+	must(unix.Removexattr(in("names/3"), "user.goes"))
 	synced("names/3")
 }
 
