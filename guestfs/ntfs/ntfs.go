@@ -12,6 +12,15 @@
 // Nor are the files of the file system itself ($MFT, $Extend, …): Lookup finds
 // them in the root, so who asks for them by name can read them.
 //
+// # The log
+//
+// A backup is a volume in use: what was changed last is in $LogFile. It is
+// replayed, in memory, when a volume is opened (see replayer). Nobody but
+// Microsoft knows all that the log can hold, so a replay is only used if all of
+// its changes fit what they change, and if the files and directories that they
+// touch agree with each other afterwards. If not, the volume is read as it is,
+// and said to be dirty.
+//
 // # Links and compression
 //
 // Symbolic links and junctions are symbolic links whose target is what Windows

@@ -191,6 +191,25 @@ func TestLive(t *testing.T) {
 				must(t, os.Rename(name, name+" renamed"))
 			}
 		}
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() { // a copy that is torn in every way must not do harm
+			defer close(stopped)
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+					name := filepath.Join(sub, fmt.Sprint("torn ", i%50))
+					os.WriteFile(name, make([]byte, i%5000), 0o600)
+					os.Rename(name, name+" renamed")
+				}
+			}
+		}()
+		torn, err := os.ReadFile(image)
+		close(stop)
+		<-stopped
+		must(t, err)
+		survey(t.Context(), disk.Bytes(t.Context(), torn))
 		copied := guestfstest.CopyImage(t, image)
 		peerDir, unmount := mount(t, copied, "ro")
 		if n := guestfstest.Compare(t, open(t, copied), peerDir, peer); n < 60 {
