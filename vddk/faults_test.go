@@ -169,6 +169,11 @@ func TestLossWhileReading(t *testing.T) {
 			if err := src.Close(); err != nil {
 				t.Errorf("Close: %v", err)
 			}
+			// A helper that could not close the disk is cleaned up after.
+			cleaned, err := f.Cleanups()
+			if want := name != "connection"; err != nil || (len(cleaned) == 1) != want {
+				t.Errorf("cleaned up: %q, %v", cleaned, err)
+			}
 		})
 	}
 }

@@ -25,6 +25,8 @@ const defaultModes = SAN + ":" + NBDSSL
 // libraryPort is a disk that a helper serves.
 type libraryPort struct {
 	name   string
+	req    Request
+	opts   Options
 	helper *helper
 	client *nbd.Client
 	broken sync.Once // the log is told about the loss once
@@ -79,7 +81,7 @@ func openLibrary(ctx context.Context, req Request, opts Options, modes string, w
 	if err != nil {
 		return nil, errors.Join(err, h.finish(closeTimeout))
 	}
-	return &libraryPort{name: h.status.Transport, helper: h, client: client}, nil
+	return &libraryPort{name: h.status.Transport, req: req, opts: opts, helper: h, client: client}, nil
 }
 
 // libraryRequest is what all requests to a helper have in common.
@@ -192,13 +194,28 @@ const lostTimeout = 2 * time.Second
 // maxQuery bounds what is asked about in one request, bytes.
 const maxQuery = 1 << 30
 
+// close ends the helper, which closes the disk. After one that did not do that
+// itself, the library is asked to clean up: the VM's methods may be disabled, and
+// its snapshot is going to be removed.
 func (p *libraryPort) close() error {
 	p.client.Close()
-	if p.lost != nil { // the reader knows, and a library that hangs does not close either
-		p.helper.finish(lostTimeout)
+	within := closeTimeout
+	if p.lost != nil { // then a library that hangs does not close either
+		within = lostTimeout
+	}
+	err := p.helper.finish(within)
+	if err == nil {
 		return nil
 	}
-	return p.helper.finish(closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout) // the disk's own has ended
+	defer cancel()
+	if failed := Cleanup(ctx, p.req, p.opts); failed != nil {
+		p.opts.Logger.Warn("the library has not cleaned up after itself", "disk", p.req.name(), "error", failed)
+	}
+	if p.lost != nil { // the reader knows already
+		return nil
+	}
+	return err
 }
 
 // explain turns errors of the protocol into those of this package.

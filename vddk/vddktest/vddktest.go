@@ -131,11 +131,15 @@ func (f *Fake) write() error {
 }
 
 // Violations are what was done that the real library forbids.
-func (f *Fake) Violations() ([]string, error) {
-	text, err := os.ReadFile(filepath.Join(f.dir, "violations"))
+func (f *Fake) Violations() ([]string, error) { return f.notes("violations") }
+
+// Cleanups are the VMs for which Cleanup was called, in order.
+func (f *Fake) Cleanups() ([]string, error) { return f.notes("cleanups") }
+
+func (f *Fake) notes(name string) ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(f.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	lines := slices.Collect(strings.Lines(string(text)))
-	return lines, err
+	return slices.Collect(strings.Lines(string(text))), err
 }

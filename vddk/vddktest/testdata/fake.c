@@ -87,18 +87,32 @@ static long delay, lose, hung, crash, threads;
 static uint64_t bad;
 static int queued, started, transfers, parameters, connections, handles, prepared, lists, busy;
 
-static void violation(const char *format, ...)
+/* note adds a line to a file beside the library. */
+static void note(const char *name, const char *format, va_list args)
 {
 	char path[4200];
-	snprintf(path, sizeof path, "%s/violations", home);
+	snprintf(path, sizeof path, "%s/%s", home, name);
 	FILE *f = fopen(path, "a");
 	if (!f) return;
-	va_list args;
-	va_start(args, format);
 	vfprintf(f, format, args);
-	va_end(args);
 	fputc('\n', f);
 	fclose(f);
+}
+
+static void violation(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	note("violations", format, args);
+	va_end(args);
+}
+
+static void cleaning(const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	note("cleanups", format, args);
+	va_end(args);
 }
 
 /* setting copies the value of a setting and says whether there is one. */
@@ -212,6 +226,7 @@ VixError VixDiskLib_EndAccess(struct params *p, const char *identity)
 VixError VixDiskLib_Cleanup(struct params *p, uint32_t *cleaned, uint32_t *remaining)
 {
 	on_thread("Cleanup");
+	cleaning("%s", p->vmx);
 	*cleaned = number("cleaned"), *remaining = number("remaining");
 	return number("cleanup_error");
 }
