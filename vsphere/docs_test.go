@@ -11,15 +11,27 @@ import (
 // privilegeTable is the table in docs/vsphere.md, made from what is asked for.
 func privilegeTable() string {
 	where := []struct{ kind, words string }{
-		{"VirtualMachine", "the VM"}, {"Folder", "the folder of the new VM"}, {"HostSystem", "the host"}, {"ComputeResource", "the cluster"},
-		{"ResourcePool", "the resource pool"}, {"Datastore", "the datastore"}, {"Network", "the network"}, {onRoot, "the root folder"},
+		{"VirtualMachine", "the VM"},
+		{"Folder", "the folder of the new VM"},
+		{"HostSystem", "the host"},
+		{"ComputeResource", "the cluster"},
+		{"ResourcePool", "the resource pool"},
+		{"Datastore", "the datastore"},
+		{"Network", "the network"},
+		{onRoot, "the root folder"},
 	}
 	what := []struct {
 		purpose Purpose
 		words   string
 	}{
-		{ForBackup, "`backup vm`"}, {ForHotAdd, "transport `hotadd`, on Lifeboat's own VM"}, {ForRecover, "`recover`"}, {ForMigrate, "`migrate`"},
-		{ForRestore, "`restore`"}, {ForAttach, "`recover --attach-to`"}, {ForGuest, "files into a running guest"}, {ForLab, "labs"},
+		{ForBackup, "`backup vm`"},
+		{ForHotAdd, "transport `hotadd`, on Lifeboat's own VM"},
+		{ForRecover, "`recover`"},
+		{ForMigrate, "`migrate`"},
+		{ForRestore, "`restore`"},
+		{ForAttach, "`recover --attach-to`"},
+		{ForGuest, "files into a running guest"},
+		{ForLab, "labs"},
 	}
 	var b strings.Builder
 	b.WriteString("| for | on | privileges |\n| --- | --- | --- |\n")
