@@ -90,7 +90,7 @@ func (v *victim) find(t testing.TB) {
 			v.metadata = append(v.metadata, int64(off))
 		}
 	}
-	if len(v.metadata) < 300 {
+	if len(v.metadata) < 100 {
 		t.Fatalf("only %d places to damage", len(v.metadata))
 	}
 }
