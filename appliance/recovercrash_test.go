@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"lifeboat/store"
 	"lifeboat/vsphere"
@@ -75,11 +78,16 @@ func (j crashJob) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pt, err := repo.Point(ctx, j.Point)
-	if err != nil {
-		return err
+	var pt *store.Point
+	if j.Point != "" {
+		if pt, err = repo.Point(ctx, j.Point); err != nil {
+			return err
+		}
 	}
 	switch j.Op {
+	case "backup":
+		_, err = st.BackupVMs(ctx, repo, vc, BackupVMsRequest{Patterns: []string{j.VM}, NoQuiesce: true, Logger: slog.New(slog.DiscardHandler)})
+		return err
 	case "recover":
 		_, err = Recover(ctx, st, repo, vc, RecoverRequest{
 			Points: []*store.Point{pt}, RepoURL: j.Dir + "/repo", Session: j.Session, PowerOn: true, Address: j.Address, hook: hook,
@@ -179,6 +187,79 @@ func TestKilledAtEveryStep(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestKilledAtRandom kills backups, recoveries, migrations and stops at any moment,
+// one after another in one world, some of them again while the next command is
+// cleaning up: in the end nothing is left but the VMs. LIFEBOAT_CRASH_RUNS says how
+// many.
+func TestKilledAtRandom(t *testing.T) {
+	t.Parallel()
+	runs := 6
+	if n, err := strconv.Atoi(os.Getenv("LIFEBOAT_CRASH_RUNS")); err == nil {
+		runs = n
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	w := newRecoverWorld(t, nil, testVM(t, "web", 1))
+	ops := []string{"backup", "recover", "migrate", "stop"}
+	for n := range runs {
+		job := crashJob{Op: ops[rng.IntN(len(ops))], Session: fmt.Sprintf("s%d", n), Point: w.points["web"].ID, VM: "web"}
+		if job.Op == "migrate" || job.Op == "stop" {
+			job.Session = w.recovered().Session
+		}
+		after := time.Duration(rng.Int64N(int64(600 * time.Millisecond)))
+		w.kill(job, after)
+		w.reconcile(fmt.Sprintf("in %s after %s", job.Op, after))
+		w.tidy()
+		w.onlyVMsLeft()
+		if t.Failed() {
+			t.Fatalf("run %d: %s of %s, killed after %s (seed %d)", n, job.Op, job.Session, after, seed)
+		}
+	}
+}
+
+// kill runs a job in a process and kills it after a while.
+func (w *recoverWorld) kill(job crashJob, after time.Duration) {
+	w.t.Helper()
+	job.Dir, job.Address, job.VSphere = w.dir, w.addr.String(), w.vsphereOptions()
+	text, err := json.Marshal(job)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), after)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestRecoverChild$") // killed when ctx ends
+	cmd.Env = append(os.Environ(), crashEnv+"="+string(text))
+	if out, err := cmd.CombinedOutput(); err != nil && ctx.Err() == nil {
+		w.t.Fatalf("%s: %v\n%s", job.Op, err, out)
+	}
+}
+
+// tidy stops what runs, as a person would, and removes VMs that moved.
+func (w *recoverWorld) tidy() {
+	w.t.Helper()
+	sessions, err := w.state.sessions()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, s := range sessions {
+		if s.Recovery.State != RecoveryRunning {
+			w.t.Errorf("session %s is %s", s.Name, s.Recovery.State)
+		}
+		w.sameDisk(s.Recovery.VM, 0, w.disks["web"][0])
+		if err := Stop(w.t.Context(), w.state, w.vc, StopRequest{Session: s.Name}); err != nil {
+			w.t.Error(err)
+		}
+	}
+	for _, name := range w.newVMs() {
+		w.sameDisk(name, 0, w.disks["web"][0])
+		ref := w.vmNamed(name).Ref
+		if err := errors.Join(w.vc.PowerOff(w.t.Context(), ref), w.vc.DeleteVM(w.t.Context(), ref)); err != nil {
+			w.t.Error(err)
+		}
 	}
 }
 

@@ -345,3 +345,19 @@ func TestMovedByHand(t *testing.T) {
 	w.sameDisk(got.VM, 0, w.disks["web"][0])
 	w.onlyVMsLeft()
 }
+
+// TestRecoverOnAStandaloneHost has no vCenter, cluster, DRS or HA.
+func TestRecoverOnAStandaloneHost(t *testing.T) {
+	t.Parallel()
+	w := newRecoverWorld(t, func(o *esxsim.Options) { o.Standalone = true }, testVM(t, "web", 1))
+	got := w.recover(w.request("web"))[0]
+	w.sameDisk(got.VM, 0, w.disks["web"][0])
+	if err := Migrate(t.Context(), w.state, w.vc, MigrateRequest{Session: got.Session, Datastore: "datastore2"}); err != nil {
+		// A host alone has no Storage vMotion: there is the copy.
+		if err := MigrateByCopy(t.Context(), w.state, w.repo, w.vc, CopyVMRequest{Session: got.Session, Datastore: "datastore2"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.sameDisk(got.VM, 0, w.disks["web"][0])
+	w.onlyVMsLeft()
+}

@@ -14,7 +14,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"lifeboat/disk"
 	"lifeboat/disk/disktest"
@@ -364,14 +363,3 @@ func testVM(t *testing.T, name string, disks int) esxsim.VMSpec {
 }
 
 var _ disk.Image = (*diskCut)(nil)
-
-// eventually waits for what happens elsewhere.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if is() {
-			return
-		}
-	}
-	t.Fatalf("not in time: %s", what)
-}

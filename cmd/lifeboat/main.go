@@ -81,6 +81,7 @@ type program struct {
 	config         appliance.Config
 	json           bool
 	log            *slog.Logger
+	pw             []byte // what a person has typed; a command may need it twice
 }
 
 func (p *program) app() *cli.App {
@@ -214,5 +215,10 @@ func isTerminal(w io.Writer) bool {
 
 // password returns the repository's password; twice asks a person to repeat it.
 func (p *program) password(twice bool) ([]byte, error) {
-	return p.passwordFrom("LIFEBOAT_PASSWORD", "Password of the repository", twice)
+	if p.pw != nil && !twice {
+		return p.pw, nil
+	}
+	pw, err := p.passwordFrom("LIFEBOAT_PASSWORD", "Password of the repository", twice)
+	p.pw = pw
+	return pw, err
 }
