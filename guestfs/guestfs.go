@@ -89,8 +89,8 @@ type SecurityReader interface {
 type Mapped interface {
 	// PhysicalExtents yields where the unnamed content is stored, ascending by
 	// Offset. Holes, what was never written (it reads as zeros) and content that
-	// stands in the inode are left out. It tells of the volume as it is on the
-	// disk, before any journal was replayed.
+	// stands in the inode are left out. Where a journal was replayed, the places
+	// are those after it; what stands there is what is on the disk.
 	PhysicalExtents(ctx context.Context, inode Inode) iter.Seq2[PhysicalExtent, error]
 }
 
