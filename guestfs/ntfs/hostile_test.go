@@ -190,7 +190,7 @@ func TestMutations(t *testing.T) {
 	guestfstest.NeedMount(t, "fuse", "mkfs.ntfs", "ntfs-3g", "wimcapture")
 	t.Run("volume", func(t *testing.T) {
 		b := victim(t)
-		damage(t, b, places(b), 120)
+		damage(t, b, places(b), 80)
 	})
 	t.Run("log", func(t *testing.T) {
 		p := makePair(t)

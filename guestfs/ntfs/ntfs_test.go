@@ -21,7 +21,6 @@ func farAway(path string) bool { return path == farFile }
 // variants are the ways to lay a volume out.
 var variants = map[string][]string{
 	"512":   {"-c", "512"},
-	"1k":    {"-c", "1024"},
 	"4k":    {"-c", "4096"},
 	"64k":   {"-c", "65536"},
 	"2m":    {"-c", "2097152"},

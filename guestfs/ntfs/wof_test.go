@@ -47,7 +47,7 @@ func samples(t testing.TB) map[string][]byte {
 	}
 	mixed := append(append(bytes.Clone(random[:50_000]), make([]byte, 200_000)...), text.Bytes()[:70_000]...)
 	return map[string][]byte{
-		"program": program[:min(len(program), 2<<20)], "text": text.Bytes(), "mixed": mixed, "pattern": []byte(strings.Repeat("abc", 30_000)),
+		"program": program[:min(len(program), 1<<20)], "text": text.Bytes(), "mixed": mixed, "pattern": []byte(strings.Repeat("abc", 30_000)),
 		"one chunk": text.Bytes()[:4096], "just more": text.Bytes()[:32769], "small": text.Bytes()[:300],
 	}
 }
