@@ -22,7 +22,7 @@ import (
 // keeps the times that it had.
 const (
 	maxLogged     = 1 << 20  // items
-	maxLogChanges = 96 << 20 // bytes in memory
+	maxLogChanges = 48 << 20 // bytes in memory
 	maxLogWork    = 1 << 26  // items and names looked at: seconds
 )
 

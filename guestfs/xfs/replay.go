@@ -33,7 +33,7 @@ const (
 	itemAttred     = 0x1247
 	itemExchange   = 0x1248
 	itemExchanged  = 0x1249
-	maxPatchBytes  = 128 << 20 // what replay may take in memory
+	maxPatchBytes  = 80 << 20 // what replay may take in memory
 	maxIntents     = 1 << 14
 	maxIntentBytes = 1 << 10
 	maxCancelled   = 1 << 19

@@ -30,7 +30,7 @@ const (
 	maxRegions = 257
 	// maxPending bounds what transactions take in memory before they are
 	// committed, perRegion included. The kernel's own limit is 64 MiB.
-	maxPending = 160 << 20
+	maxPending = 72 << 20
 	perRegion  = 40
 	maxOpen    = 1 << 12 // transactions
 )
