@@ -21,6 +21,7 @@ import (
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/guestfstest"
 	"lifeboat/guestfs/inspect"
+	"lifeboat/guestfs/tree"
 	"lifeboat/store"
 )
 
@@ -384,4 +385,27 @@ func TestResolveFile(t *testing.T) {
 // oneVolume is the report of a guest with one volume.
 func oneVolume() *inspect.Report {
 	return &inspect.Report{Volumes: []inspect.Volume{{Name: "disk0", Backend: inspect.Native, Mounts: []string{}}}}
+}
+
+// TestLocate: drives, volumes and the guest's own tree are told apart.
+func TestLocate(t *testing.T) {
+	h := &hostile{entries: map[guestfs.Inode][]guestfs.Dirent{1: {entry("file", 40)}}}
+	report := oneVolume()
+	report.Volumes[0].Mounts = []string{"C:"}
+	report.Systems = []inspect.System{{Kind: inspect.Windows, Mounts: []inspect.Mount{{Path: "/C:"}}}}
+	open := func(context.Context, int) (guestfs.FS, error) { return h, nil }
+	g := &Guest{Point: &store.Point{ID: "p"}, report: report, fs: open, tree: inspect.Tree(report, open)}
+	for place, want := range map[string]string{
+		`C:\file`: "/C:/file", "c:/file": "/C:/file", "C:": "/C:", "/C:/file": "/C:/file", "": "/", "/": "/", "disk0/file": "/file", "disk0": "/",
+	} {
+		_, at, err := g.find(t.Context(), place, tree.Follow)
+		if err != nil || at.Path != want {
+			t.Errorf("%q is %q, %v; want %q", place, at.Path, err, want)
+		}
+	}
+	for _, place := range []string{"D:/file", "disk1/file", "disk0/nothing", `C:\nothing`, "file"} {
+		if _, at, err := g.find(t.Context(), place, tree.Follow); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q is %q, %v", place, at.Path, err)
+		}
+	}
 }
