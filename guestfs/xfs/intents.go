@@ -20,6 +20,7 @@ const (
 	intentHead = 16 // type 2, regions 2, number 4 or nothing, ID 8
 	mapBytes   = 32 // owner 8, block 8, place in the file 8, count 4, flags 4
 
+	maxRemaps    = 256 // of one file: the kernel has a few at most
 	mapTypeMask  = 0xff
 	mapIn        = 1
 	mapOut       = 2
@@ -73,6 +74,9 @@ func (r *recovery) done(it item) error {
 func (f *FS) finish(intents map[intentKey]intent) {
 	le := binary.LittleEndian
 	for _, in := range slices.SortedFunc(maps.Values(intents), func(a, b intent) int { return a.order - b.order }) {
+		if in.kind == itemAttr && hidden(in.data) {
+			continue
+		}
 		if in.kind != itemMap {
 			f.unfinished("a change of inode %d", le.Uint64(in.data[intentHead:]))
 			continue
@@ -82,7 +86,7 @@ func (f *FS) finish(intents map[intentKey]intent) {
 			p := in.data[intentHead+i*mapBytes:]
 			owner, flags := guestfs.Inode(le.Uint64(p)), le.Uint32(p[28:])
 			kind := flags & mapTypeMask
-			if flags&(mapAttribute|mapRealtime) != 0 || kind != mapIn && kind != mapOut {
+			if flags&(mapAttribute|mapRealtime) != 0 || kind != mapIn && kind != mapOut || len(f.remaps[owner]) >= maxRemaps {
 				f.unfinished("a map of inode %d", uint64(owner))
 				continue
 			}
@@ -95,6 +99,17 @@ func (f *FS) finish(intents map[intentKey]intent) {
 			})
 		}
 	}
+}
+
+// hidden reports whether a change of attributes is of what a file keeps of its
+// names, which nobody sees: ID 8, inode 8, kind of change 4.
+func hidden(p []byte) bool {
+	const first, last = 4, 6 // XFS_ATTRI_OP_FLAGS_PPTR_*
+	if len(p) < 28 {
+		return false
+	}
+	kind := binary.LittleEndian.Uint32(p[24:]) & 0xff
+	return kind >= first && kind <= last
 }
 
 func (f *FS) unfinished(format string, args ...any) {

@@ -1,14 +1,18 @@
 package xfs_test
 
 import (
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/guestfstest"
+	"lifeboat/guestfs/internal/patch"
 	"lifeboat/guestfs/xfs"
 )
 
@@ -94,6 +98,39 @@ func TestAgainstKernel(t *testing.T) {
 				t.Errorf("info: %+v", info)
 			}
 		})
+	}
+}
+
+// TestRefused: what this reader cannot do is said, and what it can is still there.
+func TestRefused(t *testing.T) {
+	guestfstest.NeedMount(t, "", "mkfs.xfs")
+	elsewhere := guestfstest.NewImage(t, 64<<20)
+	fsys := open(t, format(t, imageSize, "-l", "logdev="+elsewhere+",size=16m"))
+	if info := fsys.Info(); info.State != guestfs.Dirty || !strings.Contains(info.Note, "on another device") {
+		t.Errorf("a log on another device: %+v", info)
+	}
+	if a, err := fsys.Stat(t.Context(), fsys.Root()); err != nil || a.Type() != guestfs.TypeDir {
+		t.Errorf("the root directory: %+v, %v", a, err)
+	}
+	image := format(t, imageSize)
+	for name, edit := range map[string]func(sb []byte){
+		"zoned storage": func(sb []byte) { sb[218] |= 2 },
+		"version 3":     func(sb []byte) { sb[101] = sb[101]&0xf0 | 3 },
+		"feature":       func(sb []byte) { sb[216] |= 0x80 },
+	} {
+		img := volume(t, image)
+		sb := make([]byte, 512)
+		if n, err := img.ReadAt(sb, 0); n < len(sb) {
+			t.Fatal(err)
+		}
+		edit(sb)
+		const crc = 224
+		clear(sb[crc : crc+4])
+		binary.LittleEndian.PutUint32(sb[crc:], crc32.Checksum(sb, crc32.MakeTable(crc32.Castagnoli)))
+		_, err := xfs.Open(t.Context(), patch.New(img, 512, map[int64]patch.Block{0: {Data: sb}}))
+		if !errors.Is(err, guestfs.ErrUnsupported) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
