@@ -77,9 +77,7 @@ func appendAreas(out *[]Extent, info types.DiskChangeInfo, at, size int64) (int6
 			return 0, fmt.Errorf("the server tells of an area at %d of %d bytes in a disk of %d", a.Start, a.Length, size)
 		}
 		if a.Length > 0 {
-			*out = append(*out, Extent{a.Start, a.Length})
-			// Some hosts tell a window that ends before its last area.
-			end = max(end, a.Start+a.Length)
+			*out = append(*out, Extent{a.Start, a.Length}) // one that reaches beyond the window is told again, and joined
 		}
 	}
 	return max(end, at), nil

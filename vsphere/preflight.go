@@ -84,7 +84,7 @@ func needs(p Purpose) []need {
 				"VirtualMachine.Interact.PowerOn", "VirtualMachine.Interact.PowerOff", "VirtualMachine.Interact.AnswerQuestion"),
 			on("Network", "Network.Assign"),
 			on("Datastore", "Datastore.Browse"),
-			[]need{{"ComputeResource", "Host.Inventory.EditCluster", "pinning the VM in its cluster (DRS, HA)"}})
+			on("ComputeResource", "Host.Inventory.EditCluster"))
 		if p == ForLab {
 			out = slices.Concat(out, on("HostSystem", "Host.Config.Network"), on("Folder", "VirtualMachine.Interact.ConsoleInteract"),
 				on("ResourcePool", "Resource.CreatePool", "Resource.DeletePool"))
