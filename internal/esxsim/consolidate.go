@@ -155,11 +155,25 @@ func (s *Sim) mergeable(v *vm, d *vdisk) *layer {
 	return nil
 }
 
-// stuck: a layer that no snapshot of the VM needs is held by another VM.
+// stuck: a layer that no snapshot of the VM needs is held by another VM. One
+// that another branch of the VM's own tree needs just stays.
 func (s *Sim) stuck(v *vm, d *vdisk) bool {
 	for l := d.top; l != nil && l.delta(); l = l.parent {
-		if l.parent.users.Load() > 1 && !s.frozen(l.parent) && l.parent.at.dir() == v.vmx.dir() {
+		if l.parent.users.Load() > 1 && !s.frozen(l.parent) && l.parent.at.dir() == v.vmx.dir() && s.usedByOther(v, l.parent) {
 			return true
+		}
+	}
+	return false
+}
+
+func (s *Sim) usedByOther(v *vm, l *layer) bool {
+	for _, other := range s.vms {
+		for _, d := range other.disks {
+			for at := d.top; at != nil && other != v; at = at.parent {
+				if at == l {
+					return true
+				}
+			}
 		}
 	}
 	return false

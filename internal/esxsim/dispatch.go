@@ -83,6 +83,9 @@ func (s *Sim) installHandler() {
 		if fault := s.before(ctx, m); fault != nil {
 			return nil, fault
 		}
+		if m.This.Type == "VirtualMachine" && hollow(m.Name) {
+			return nil, &types.NotSupported{}
+		}
 		e, ok := table[m.This.Type]
 		if !ok || !e.methods[goName(m.Name)] || ctx.Session == nil && m.Name != "Login" {
 			return nil, nil
@@ -90,6 +93,17 @@ func (s *Sim) installHandler() {
 		m.This = e.at
 		return s.reg.Get(e.at), nil
 	}
+}
+
+// hollow are methods that govmomi's VirtualMachine has, for VMs of its own
+// making, and we do not.
+func hollow(method string) bool {
+	switch method {
+	case "CloneVM_Task", "InstantClone_Task", "CustomizeVM_Task", "RebootGuest", "StandbyGuest", "UpgradeVM_Task",
+		"AttachDisk_Task", "DetachDisk_Task", "PromoteDisks_Task", "RevertToCurrentSnapshot_Task":
+		return true
+	}
+	return false
 }
 
 // goName is how the simulator calls a SOAP method in Go.

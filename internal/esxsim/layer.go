@@ -51,6 +51,9 @@ func (l *layer) open(how openHow) error {
 	if l.f != nil {
 		return nil
 	}
+	if _, local := l.at.ds.vol.(localVolume); local && how == openRead {
+		how = openWrite // needs no lock, and a delta may be merged into it later
+	}
 	f, err := l.at.ds.vol.open(l.data, how)
 	if err != nil {
 		return fmt.Errorf("opening %s: %w", l.data, err)
@@ -87,11 +90,7 @@ func (l *layer) handle() (file, error) {
 	if f != nil {
 		return f, nil
 	}
-	how := openRead
-	if _, ok := l.at.ds.vol.(localVolume); ok {
-		how = openWrite
-	}
-	if err := l.open(how); err != nil {
+	if err := l.open(openRead); err != nil {
 		return nil, err
 	}
 	l.mu.RLock()

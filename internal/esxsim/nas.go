@@ -36,10 +36,6 @@ func (s *Sim) mountNAS(storage ref, spec types.HostNasVolumeSpec) (ref, types.Ba
 	s.mu.Lock()
 	h := s.hostOfStorage(storage)
 	f := s.nasAllowed(h, spec)
-	var known *datastore
-	if f == nil {
-		known = s.nasMounted(spec)
-	}
 	s.mu.Unlock()
 	if f != nil {
 		return ref{}, f
@@ -57,7 +53,8 @@ func (s *Sim) mountNAS(storage ref, spec types.HostNasVolumeSpec) (ref, types.Ba
 		_ = client.close()
 		return ref{}, f
 	}
-	if known = s.nasMounted(spec); known != nil {
+	known := s.nasMounted(spec)
+	if known != nil {
 		_ = client.close()
 	} else {
 		known = s.newNAS(spec, client)

@@ -147,6 +147,10 @@ func (v localVolume) change(op fileOp, name, to string) error {
 
 type localFile struct{ *os.File }
 
+// Sync does nothing: no simulation outlives its machine, and tests should not
+// wait for real disks.
+func (f localFile) Sync() error { return nil }
+
 func (f localFile) Size() (int64, error) {
 	fi, err := f.Stat()
 	if err != nil {
