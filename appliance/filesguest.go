@@ -13,6 +13,7 @@ import (
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/crypt"
 	"lifeboat/guestfs/inspect"
+	"lifeboat/guestfs/microvm"
 	"lifeboat/guestfs/tree"
 	"lifeboat/guestfs/worker"
 	"lifeboat/store"
@@ -39,6 +40,11 @@ type GuestOptions struct {
 	// Keys open encrypted volumes: passphrases, contents of key files, recovery keys of
 	// BitLocker. Each is tried as all that it could be; they stay in memory.
 	Keys [][]byte
+	// Backend is what reads file systems.
+	Backend Backend
+	// MicroVM says how micro-VMs are started; without a cache directory there are
+	// none.
+	MicroVM microvm.Options
 }
 
 // recoveryKey is what a BitLocker recovery key looks like: 48 digits.
@@ -88,8 +94,16 @@ func (g *Guest) open(ctx context.Context, repo *store.Repository, opts GuestOpti
 		return err
 	}
 	g.ends = append(g.ends, func() { _ = session.Close() }) // it has nothing to lose
-	g.report = session.Report()
-	g.fs = session.FS
+	var plans map[int]plan
+	g.report, plans = planMachines(session.Report(), opts.Backend, microvmAvailable(opts.MicroVM))
+	m := &machines{session: session, opts: opts.MicroVM, log: logger(opts.Logger), plans: plans}
+	g.ends = append(g.ends, m.close)
+	g.fs = func(ctx context.Context, volume int) (guestfs.FS, error) {
+		if _, ok := plans[volume]; ok {
+			return m.open(ctx, volume)
+		}
+		return session.FS(ctx, volume)
+	}
 	g.tree = inspect.Tree(g.report, g.fs)
 	return nil
 }

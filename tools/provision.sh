@@ -50,6 +50,7 @@ what() {
 			mtools: files on FAT, to compare with
 			exfat-fuse: exFAT, to compare with
 			xorriso: discs with Rock Ridge, to compare with
+			squashfs-tools: a file system that only the micro-VM reads
 			gcc: the race detector
 			libc6-dev: the race detector
 		LIST

@@ -61,17 +61,28 @@ func keyFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "unlock", Usage: "open encrypted volumes with a passphrase: it is asked for, or taken from LIFEBOAT_GUEST_PASSPHRASE"},
 		&cli.StringSliceFlag{Name: "key-file", Usage: "open encrypted volumes with `FILE`: a key file of LUKS, a start-up key or recovery key of BitLocker"},
+		&cli.StringFlag{Name: "backend", Usage: "read file systems with `WHAT`: native, or microvm, a Linux kernel in QEMU (default: native, and microvm for what it does not know)"},
 	}
 }
 
 // maxKeyFile bounds a key file, in bytes: what cryptsetup takes.
 const maxKeyFile = 8 << 20
 
-func (p *program) guestOptions() appliance.GuestOptions { return appliance.GuestOptions{Logger: p.log} }
+func (p *program) guestOptions() appliance.GuestOptions {
+	opts := appliance.GuestOptions{Logger: p.log}
+	opts.MicroVM.CacheDir, opts.MicroVM.Logger = defaultCache(), p.log
+	opts.MicroVM.Progress = func(step string) { fmt.Fprintf(p.stderr, "lifeboat: the micro-VM: %s\n", step) }
+	return opts
+}
 
 // guestKeys are the options with the keys that the command line names.
 func (p *program) guestKeys(c *cli.Context) (appliance.GuestOptions, error) {
 	opts := p.guestOptions()
+	switch opts.Backend = appliance.Backend(c.String("backend")); opts.Backend {
+	case appliance.BackendAuto, appliance.BackendNative, appliance.BackendMicroVM:
+	default:
+		return opts, fmt.Errorf("%w: --backend %q: use native or microvm", appliance.ErrUsage, opts.Backend)
+	}
 	for _, name := range c.StringSlice("key-file") {
 		key, err := readKeyFile(name)
 		if err != nil {

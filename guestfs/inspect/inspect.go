@@ -179,6 +179,15 @@ func (g *Guest) FS(i int) (guestfs.FS, error) {
 	return g.fs[i], nil
 }
 
+// Image is the content of a volume, by its index: of an encrypted one that a key
+// has opened, what is inside. It is the Guest's: nobody else closes it.
+func (g *Guest) Image(i int) (disk.Image, error) {
+	if i < 0 || i >= len(g.images) {
+		return nil, fmt.Errorf("there is no volume %d", i)
+	}
+	return g.images[i], nil
+}
+
 // Open is FS for Tree.
 func (g *Guest) Open(_ context.Context, volume int) (guestfs.FS, error) { return g.FS(volume) }
 

@@ -83,7 +83,8 @@ type Options struct {
 
 // Volume is what to mount.
 type Volume struct {
-	// Type is the file system's, as the kernel calls it: "btrfs".
+	// Type is the file system's, as the kernel calls it: "btrfs"; empty: the kernel
+	// finds out.
 	Type string
 	// Disks it is on: one, or all of a file system or array over several.
 	Disks []disk.Image
@@ -158,7 +159,7 @@ func Open(ctx context.Context, v Volume, o Options) (*FS, error) {
 		return nil, err
 	}
 	f := &FS{machine: m, info: m.reply.Info}
-	f.info.Type, f.info.State, f.info.Note = v.Type, guestfs.Clean, "read by the Linux kernel in a micro-VM"
+	f.info.State, f.info.Note = guestfs.Clean, "read by the Linux kernel in a micro-VM"
 	if m.reply.Replayed {
 		f.info.State = guestfs.Replayed
 		f.info.Note += ", which replayed its journal"

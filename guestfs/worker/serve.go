@@ -86,6 +86,7 @@ type server struct {
 
 	mu    sync.Mutex
 	calls map[uint32]context.CancelFunc
+	whole map[int]*wholeVolume
 }
 
 // serve finds what is on the disks, says so, and answers until the appliance has
@@ -191,11 +192,11 @@ func (s *server) answer(ctx context.Context, id uint32, op byte, body []byte) {
 // handle does what is asked for. A panic in a reader ends the worker: what the
 // reader left behind in the middle of something is not to be used.
 func (s *server) handle(ctx context.Context, op byte, d *decoder, e *encoder) error {
-	fsys, err := s.guest.FS(int(d.u32()))
+	volume, inode := int(d.u32()), guestfs.Inode(d.u64())
+	fsys, err := s.fs(volume, inode)
 	if err != nil {
 		return err
 	}
-	inode := guestfs.Inode(d.u64())
 	switch op {
 	case opStat:
 		a, err := fsys.Stat(ctx, inode)

@@ -25,7 +25,8 @@ const PortName = "lifeboat.files"
 
 // Request is the first line on the port, in JSON: what to mount.
 type Request struct {
-	// Type is the file system's, as the kernel calls it.
+	// Type is the file system's, as the kernel calls it; empty: those that are
+	// common are tried.
 	Type string `json:"type"`
 	// Devices is how many disks there are, /dev/vda onwards. A file system over
 	// several of them finds the rest itself.
@@ -144,8 +145,12 @@ func mount(l *loader, req Request) (*kernelfs.FS, Reply) {
 
 func tryMount(l *loader, req Request) (*kernelfs.FS, Reply, error) {
 	var reply Reply
-	for _, module := range []string{"nls_cp437", "nls_iso8859_1", "nls_utf8", "nls_ascii", req.Type} {
-		if err := l.load(module); err != nil {
+	types := []string{req.Type}
+	if req.Type == "" {
+		types = []string{"ext4", "xfs", "btrfs", "vfat", "squashfs", "iso9660"}
+	}
+	for _, module := range append([]string{"nls_cp437", "nls_iso8859_1", "nls_utf8", "nls_ascii"}, types...) {
+		if err := l.load(moduleOf(module)); err != nil {
 			return nil, reply, err
 		}
 	}
@@ -163,7 +168,7 @@ func tryMount(l *loader, req Request) (*kernelfs.FS, Reply, error) {
 	default:
 		return nil, reply, fmt.Errorf("nothing here assembles %q", req.Assemble)
 	}
-	if req.Type == "btrfs" {
+	if req.Type == "btrfs" && len(devices) > 1 {
 		if err := scanBtrfs(devices); err != nil {
 			return nil, reply, err
 		}
@@ -171,18 +176,40 @@ func tryMount(l *loader, req Request) (*kernelfs.FS, Reply, error) {
 	if err := os.Mkdir(mountPoint, 0o755); err != nil {
 		return nil, reply, err
 	}
-	// Read-only for us; the disk below can be written, and what is written is
-	// thrown away: so the kernel replays what has to be replayed.
-	if err := unix.Mount(source, mountPoint, req.Type, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, req.Options); err != nil {
-		return nil, reply, fmt.Errorf("the kernel does not mount it as %s: %w", req.Type, err)
+	fsType, err := mountAny(source, types, req.Options)
+	if err != nil {
+		return nil, reply, err
 	}
 	reply.Replayed = replayed(kernelMessages())
-	fsys, err := kernelfs.Open(mountPoint, guestfs.Info{Type: req.Type})
+	fsys, err := kernelfs.Open(mountPoint, guestfs.Info{Type: fsType})
 	if err != nil {
 		return nil, reply, err
 	}
 	reply.Info, reply.Root = fsys.Info(), fsys.Root()
 	return fsys, reply, nil
+}
+
+// mountAny mounts with the first type that fits. Read-only for us; the disk below
+// can be written, and what is written is thrown away: so the kernel replays what
+// has to be replayed.
+func mountAny(source string, types []string, options string) (string, error) {
+	var failed error
+	for _, t := range types {
+		err := unix.Mount(source, mountPoint, t, unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, options)
+		if err == nil {
+			return t, nil
+		}
+		failed = errors.Join(failed, fmt.Errorf("the kernel does not mount it as %s: %w", t, err))
+	}
+	return "", failed
+}
+
+// moduleOf is the module of a file system, where it is called otherwise.
+func moduleOf(fsType string) string {
+	if fsType == "iso9660" {
+		return "isofs"
+	}
+	return fsType
 }
 
 // devices waits for the disks: drivers find them a moment after they are loaded.
