@@ -120,8 +120,21 @@ const ourPrefix = "lifeboat-"
 // inventoryLeftovers are VMs and disks on our datastore that no session has.
 func (w *vsphereWork) inventoryLeftovers(inv *vsphere.Inventory) ([]Leftover, error) {
 	var out []Leftover
+	working, err := w.notesAtWork()
+	if err != nil {
+		return nil, err
+	}
 	for i := range inv.VMs {
 		vm := &inv.VMs[i]
+		if w.halfMade(vm.Annotation) {
+			if !working[vm.Annotation] {
+				out = append(out, Leftover{
+					Kind: "vm", Name: vm.Name, Where: vm.VMX, Why: "a VM that was half restored when the restore died",
+					clean: func(ctx context.Context) error { _, err := w.removeHalfMade(ctx, vm.Annotation); return err },
+				})
+			}
+			continue
+		}
 		l, err := w.vmLeftover(vm)
 		if err != nil {
 			return out, err
@@ -137,6 +150,24 @@ func (w *vsphereWork) inventoryLeftovers(inv *vsphere.Inventory) ([]Leftover, er
 		out = append(out, disks...)
 	}
 	return out, nil
+}
+
+// halfMade reports whether a VM's notes say that a restore or copy of ours is, or
+// was, making it.
+func (w *vsphereWork) halfMade(note string) bool {
+	return strings.HasPrefix(note, "[Lifeboat "+w.appliance+": ") && strings.HasSuffix(note, "the VM is not complete]")
+}
+
+// notesAtWork are the notes of VMs that are being made now.
+func (w *vsphereWork) notesAtWork() (map[string]bool, error) {
+	all, err := w.state.intents()
+	notes := map[string]bool{}
+	for _, in := range all {
+		if in.Kind == IntentRestore && !in.abandoned() {
+			notes[in.Object["note"]] = true
+		}
+	}
+	return notes, err
 }
 
 func (w *vsphereWork) vmLeftover(vm *vsphere.VM) (*Leftover, error) {

@@ -182,8 +182,9 @@ func (w *vsphereWork) endMigration(ctx context.Context, session string, intent I
 }
 
 // lookAfterMigration finds out what became of a migration that nobody saw the end
-// of. The task may still be at work; it then ends as if somebody had moved the
-// VM by hand, which sweepMigrated sees.
+// of. The task goes on at the vCenter without us: while it does, the VM refuses to
+// be changed, and setting its mark to what it is changes nothing. The session then
+// stays as it is, and the next command looks again.
 func (w *vsphereWork) lookAfterMigration(ctx context.Context, rec *Session) (string, error) {
 	vm, err := w.sessionVM(ctx, rec.Name)
 	if err != nil {
@@ -194,6 +195,15 @@ func (w *vsphereWork) lookAfterMigration(ctx context.Context, rec *Session) (str
 			return "", err
 		}
 		return fmt.Sprintf("finished: VM %q has moved", vm.Name), w.cleanMigrated(ctx, rec.Name)
+	}
+	if vm != nil {
+		err := w.vc.Reconfigure(ctx, vm.Ref, vsphere.ChangeSpec{ExtraConfig: map[string]string{sessionKey: w.mark(rec.Name)}})
+		if errors.Is(err, vsphere.ErrBusy) {
+			return "", fmt.Errorf("VM %q is still being moved by the vCenter; the next command finishes what is left: %w", vm.Name, err)
+		}
+		if err != nil {
+			w.log.Warn("cannot tell whether the VM is still being moved", "vm", vm.Name, "err", err)
+		}
 	}
 	if vm != nil && vm.Power == vsphere.PoweredOff && rec.Recovery.SwitchedOff {
 		if err := w.vc.PowerOn(ctx, vm.Ref); err != nil {

@@ -132,14 +132,24 @@ func (w *recoverWorld) crash(job crashJob, n int) string {
 // reconcile is what the next command does first.
 func (w *recoverWorld) reconcile(place string) {
 	w.t.Helper()
-	done, err := w.state.Reconcile(w.t.Context(), w.vc, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	if err != nil {
-		w.t.Fatalf("killed %s: %v", place, err)
-	}
-	for _, r := range done {
-		if r.Problem != "" {
-			w.t.Errorf("killed %s: %s: %s", place, r.Intent.Kind, r.Problem)
+	for try := 0; ; try++ {
+		done, err := w.state.Reconcile(w.t.Context(), w.vc, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		if err != nil {
+			w.t.Fatalf("killed %s: %v", place, err)
 		}
+		moving := false
+		for _, r := range done {
+			switch {
+			case strings.Contains(r.Problem, "still being moved") && try < 1000:
+				moving = true
+			case r.Problem != "" && r.Intent.Kind != IntentSnapshot:
+				w.t.Errorf("killed %s: %s: %s", place, r.Intent.Kind, r.Problem)
+			}
+		}
+		if !moving {
+			return
+		}
+		time.Sleep(10 * time.Millisecond) // the task is the vCenter's: there is nobody to wait for
 	}
 }
 

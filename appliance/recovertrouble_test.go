@@ -303,6 +303,12 @@ func TestLeftovers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	half, err := w.vc.CreateVM(t.Context(), vsphere.CreateSpec{
+		Name: "half", Host: w.inventory().Hosts[0].Ref, Datastore: "datastore1", Notes: (&vsphereWork{appliance: applianceOf(t, w.state)}).restoreMark(w.points["web"], "1"),
+	})
+	if err != nil {
+		t.Fatalf("%v %v", half, err)
+	}
 	found, err := Leftovers(t.Context(), w.state, w.vc, LeftoversRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -325,6 +331,15 @@ func TestLeftovers(t *testing.T) {
 	}
 	w.nothingLeft()
 	w.sameDisk("helper", 0, w.disks["helper"][0])
+}
+
+func applianceOf(t *testing.T, st *State) string {
+	t.Helper()
+	id, err := st.ApplianceID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 // TestMovedByHand has a person move the VM with the vSphere client: stop leaves it

@@ -226,7 +226,7 @@ func (w *vsphereWork) findVM(inv *vsphere.Inventory, session string) *vsphere.VM
 		switch {
 		case strings.HasPrefix(vm.VMX, folder):
 			return &inv.VMs[i]
-		case vm.ExtraConfig[sessionKey] == w.mark(session) && vm.ExtraConfig[copiedKey] == "" && !strings.HasPrefix(vm.Annotation, "[Lifeboat "+w.appliance+":"):
+		case vm.ExtraConfig[sessionKey] == w.mark(session) && vm.ExtraConfig[copiedKey] == "" && !w.halfMade(vm.Annotation):
 			marked = &inv.VMs[i]
 		}
 	}
