@@ -2,6 +2,8 @@ package btrfs_test
 
 import (
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"testing"
@@ -105,6 +107,23 @@ func TestAgainstKernel(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestChangedUUID: metadata keep the UUID that the file system was made with.
+func TestChangedUUID(t *testing.T) {
+	guestfstest.NeedMount(t, "btrfs", "mkfs.btrfs", "btrfstune")
+	images := format(t, variants["default"])
+	dir, unmount := guestfstest.Mount(t, images[0], "btrfs", "")
+	guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 4, Entries: 50, MaxFile: 10_000, NoBigXattrs: true})
+	unmount()
+	now := fmt.Sprintf("0f1e2d3c-4b5a-4697-8877-%012x", rand.Uint64()>>16)
+	guestfstest.Run(t, "btrfstune", "-f", "-M", now, images[0])
+	dir, _ = guestfstest.Mount(t, images[0], "btrfs", "ro,noatime")
+	fsys := open(t, images...)
+	if info := fsys.Info(); info.UUID != now {
+		t.Errorf("info: %+v", info)
+	}
+	guestfstest.Compare(t, fsys, dir, guestfstest.Compared{})
 }
 
 // TestNotBtrfs: what is no such file system says so.

@@ -3,7 +3,9 @@ package xfs_test
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -98,6 +100,29 @@ func TestAgainstKernel(t *testing.T) {
 				t.Errorf("info: %+v", info)
 			}
 		})
+	}
+}
+
+// TestChangedUUID: metadata keep the UUID that the file system was made with.
+func TestChangedUUID(t *testing.T) {
+	guestfstest.NeedMount(t, "xfs", "mkfs.xfs", "xfs_admin")
+	image := format(t, imageSize)
+	dir, unmount := guestfstest.Mount(t, image, "xfs", "")
+	guestfstest.Populate(t, dir, guestfstest.Trees{Seed: 4, Entries: 50, MaxFile: 10_000})
+	unmount()
+	now := fmt.Sprintf("0f1e2d3c-4b5a-4697-8877-%012x", rand.Uint64()>>16)
+	guestfstest.Run(t, "xfs_admin", "-U", now, image)
+	dir, unmount = guestfstest.Mount(t, image, "xfs", "")
+	guestfstest.Populate(t, dir+"/odd names", guestfstest.Trees{Seed: 5, Entries: 50, MaxFile: 10_000})
+	dirty := guestfstest.CopyImage(t, image)
+	unmount()
+	dir, _ = guestfstest.Mount(t, image, "xfs", "ro,norecovery,nouuid")
+	for _, image := range []string{image, dirty} {
+		fsys := open(t, image)
+		if info := fsys.Info(); info.UUID != now {
+			t.Errorf("info: %+v", info)
+		}
+		guestfstest.Compare(t, fsys, dir, guestfstest.Compared{})
 	}
 }
 
