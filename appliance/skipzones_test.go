@@ -85,16 +85,20 @@ func TestSwapIsLeftOutButForItsFirstPage(t *testing.T) {
 func TestDoubtsAreStored(t *testing.T) {
 	const at, size = 5 * mib, 8 * mib
 	for name, change := range map[string]func(d []byte){
-		"nothing":             nil,
-		"hibernated":          func(d []byte) { copy(d[at+swapMagicAt-0:], "S1SUSPEND\x00") },
-		"version":             func(d []byte) { d[at+swapVersion] = 2 },
-		"too long":            func(d []byte) { binary.LittleEndian.PutUint32(d[at+swapLastPage:], size/swapPage) },
-		"of no size":          func(d []byte) { binary.LittleEndian.PutUint32(d[at+swapLastPage:], 0) },
-		"bad pages":           func(d []byte) { binary.LittleEndian.PutUint32(d[at+swapBadPages:], 1000) },
-		"not zero":            func(d []byte) { d[at+swapPadding+100] = 1 },
-		"ext4 too":            func(d []byte) { copy(d[at+1024+56:], "\x53\xef") },
-		"XFS too":             func(d []byte) { copy(d[at:], "XFSB") },
-		"Btrfs too":           func(d []byte) { copy(d[at+0x10040:], "_BHRfS_M") },
+		"nothing":    nil,
+		"hibernated": func(d []byte) { copy(d[at+swapMagicAt-0:], "S1SUSPEND\x00") },
+		"version":    func(d []byte) { d[at+swapVersion] = 2 },
+		"too long":   func(d []byte) { binary.LittleEndian.PutUint32(d[at+swapLastPage:], size/swapPage) },
+		"of no size": func(d []byte) { binary.LittleEndian.PutUint32(d[at+swapLastPage:], 0) },
+		"bad pages":  func(d []byte) { binary.LittleEndian.PutUint32(d[at+swapBadPages:], 1000) },
+		"not zero":   func(d []byte) { d[at+swapPadding+100] = 1 },
+		"ext4 too":   func(d []byte) { copy(d[at+1024+56:], "\x53\xef") },
+		"XFS too":    func(d []byte) { copy(d[at:], "XFSB") },
+		"Btrfs too":  func(d []byte) { copy(d[at+0x10040:], "_BHRfS_M") },
+		"FAT too": func(d []byte) {
+			copy(d[at+11:], "\x00\x02\x08\x20\x00\x02")
+			d[at+21], d[at+510], d[at+511] = 0xf8, 0x55, 0xaa
+		},
 		"a LUKS header":       func(d []byte) { copy(d[at:], "LUKS\xba\xbe\x00\x02") },
 		"partitions overlap":  func(d []byte) { binary.LittleEndian.PutUint32(d[446+12:], 6*mib/512) },
 		"partition too long":  func(d []byte) { binary.LittleEndian.PutUint32(d[446+16+12:], 20*mib/512) },

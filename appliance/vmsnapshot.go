@@ -73,7 +73,7 @@ func (s *State) takeSnapshot(ctx context.Context, c *vsphere.Client, vm *vsphere
 	if err != nil {
 		return nil, err
 	}
-	snap := &vmSnapshot{intent: in, consistency: store.CrashConsistent}
+	snap := &vmSnapshot{intent: in, consistency: store.CrashConsistent} // in.Object is shared by both
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.dropSnapshot(ctx, c, in))
@@ -94,11 +94,12 @@ func (s *State) takeSnapshot(ctx context.Context, c *vsphere.Client, vm *vsphere
 	}
 	if err != nil {
 		if !unknownOutcome(ctx, err) {
-			err = errors.Join(err, s.amend(in.ID, map[string]string{"ref": noSnapshot}))
+			in.Object["ref"] = noSnapshot
 		}
 		return nil, err
 	}
-	return snap, s.amend(in.ID, map[string]string{"ref": string(snap.ref)})
+	in.Object["ref"] = string(snap.ref)
+	return snap, s.amend(in.ID, in.Object)
 }
 
 // noSnapshot in place of a reference says that vSphere refused to take one.
