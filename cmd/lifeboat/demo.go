@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -14,9 +15,11 @@ import (
 func (p *program) demoCommand() *cli.Command {
 	return &cli.Command{
 		Name: "demo", Usage: "show the main job on a real machine: boot from a backup, survive a kill, move live", ArgsUsage: " ",
-		Description: "Needs QEMU and, for the first run, Debian's packages (tools/provision.sh demo installs\n" +
+		Description: "With --vsphere the VM lives in a vCenter that is simulated; its guest and its disks are real.\n" +
+			"Needs QEMU and, for the first run, Debian's packages (tools/provision.sh demo installs\n" +
 			"what is missing). Uses a directory and a network namespace of its own and cleans both up.",
 		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "vsphere", Usage: "the story of a VM in a (simulated) vCenter: protect, lose, recover, migrate live"},
 			&cli.StringFlag{Name: "cache", Usage: "keep the demo's Debian disk in `DIR`", Value: defaultCache()},
 			&cli.StringFlag{Name: "work", Usage: "work in `DIR` instead of a temporary directory"},
 			&cli.BoolFlag{Name: "keep", Usage: "leave the working directory, to look around in"},
@@ -44,7 +47,11 @@ func (p *program) demo(c *cli.Context) error {
 	if c.Bool("console") {
 		opt.Console = p.stderr
 	}
-	err = demo.Run(c.Context, opt, p.demoDone)
+	if c.Bool("vsphere") {
+		err = demo.RunVSphere(c.Context, opt, func(r *demo.VSphereReport) error { return p.demoDone(r, r.WorkDir) })
+	} else {
+		err = demo.Run(c.Context, opt, func(r *demo.Report) error { return p.demoDone(r, r.WorkDir) })
+	}
 	var failed *demo.FailedError
 	if errors.As(err, &failed) {
 		return &toldError{code: failed.Code}
@@ -52,7 +59,7 @@ func (p *program) demo(c *cli.Context) error {
 	return err
 }
 
-func (p *program) demoDone(r *demo.Report) error {
+func (p *program) demoDone(r interface{ Print(w io.Writer) error }, work string) error {
 	if p.json {
 		return p.printJSON(r)
 	}
@@ -60,8 +67,8 @@ func (p *program) demoDone(r *demo.Report) error {
 		return err
 	}
 	fmt.Fprint(p.stdout, "\nWhere to look next: README.md for your own disks, docs/architecture.md for how it works,\ndocs/performance.md for measurements.")
-	if r.WorkDir != "" {
-		fmt.Fprintf(p.stdout, " The demo's repository is %s (password: lifeboat-demo).", filepath.Join(r.WorkDir, "repository"))
+	if work != "" {
+		fmt.Fprintf(p.stdout, " The demo's repository is %s (password: lifeboat-demo).", filepath.Join(work, "repository"))
 	} else {
 		fmt.Fprint(p.stdout, " With --keep the demo leaves its repository to look around in.")
 	}

@@ -45,11 +45,28 @@ type Options struct {
 // program again in a namespace of its own and returns what that did; there the
 // same call tells the story and finish gets the report.
 func Run(ctx context.Context, opt Options, finish func(*Report) error) error {
+	return enter(ctx, opt, func(st *stage) error {
+		s := &story{visitor: visitor{stage: st}}
+		s.report.Accelerator = st.accelerator()
+		defer s.cleanUp()
+		if err := s.tell(ctx); err != nil {
+			return err
+		}
+		if opt.Keep {
+			s.report.WorkDir = st.work
+		}
+		return finish(&s.report)
+	})
+}
+
+// enter starts the program again in a namespace of its own; there it sets the
+// stage and has the story told on it.
+func enter(ctx context.Context, opt Options, tell func(*stage) error) error {
 	if netns.Inside() {
 		if err := netns.Up(); err != nil {
 			return fmt.Errorf("the demo's network: %w", err)
 		}
-		return inside(ctx, opt, finish)
+		return inside(ctx, opt, tell)
 	}
 	if err := checkHost(ctx); err != nil {
 		return err
@@ -88,8 +105,17 @@ func checkHost(ctx context.Context) error {
 	return nil
 }
 
+// stage is where a story takes place.
+type stage struct {
+	opt   Options
+	work  string
+	accel qemu.Accel
+	say   narrator
+	env   []string // more of the environment of our commands
+}
+
 // inside tells the story in a directory that it cleans up.
-func inside(ctx context.Context, opt Options, finish func(*Report) error) (err error) {
+func inside(ctx context.Context, opt Options, tell func(*stage) error) (err error) {
 	work := opt.WorkDir
 	if work == "" {
 		if work, err = os.MkdirTemp("", "lifeboat-demo-"); err != nil {
@@ -105,22 +131,37 @@ func inside(ctx context.Context, opt Options, finish func(*Report) error) (err e
 		return err
 	}
 	accel, why := qemu.ChooseAccel(ctx, "")
-	s := &story{opt: opt, work: work, accel: accel, say: narrator{out: opt.Out}}
+	st := &stage{opt: opt, work: work, accel: accel, say: narrator{out: opt.Out}}
 	if why != nil {
-		s.say.sayf("software emulation, since %v", why)
+		st.say.sayf("software emulation, since %v", why)
 	}
-	s.report.Accelerator = "tcg"
-	if accel == qemu.KVM {
-		s.report.Accelerator = "kvm"
+	return tell(st)
+}
+
+// accelerator is what the report calls it.
+func (s *stage) accelerator() string {
+	if s.accel == qemu.KVM {
+		return "kvm"
 	}
-	defer s.cleanUp()
-	if err := s.tell(ctx); err != nil {
-		return err
+	return "tcg"
+}
+
+// scene is one step of a story.
+type scene struct {
+	name string
+	run  func(context.Context) error
+}
+
+// play runs the steps in order. The first that fails ends it, and the error
+// says which and why.
+func (s *stage) play(ctx context.Context, scenes []scene) error {
+	for i, scene := range scenes {
+		s.say.sayf("[%d/%d] %s", i+1, len(scenes), scene.name)
+		if err := scene.run(ctx); err != nil {
+			return fmt.Errorf("step %d (%s): %w", i+1, scene.name, err)
+		}
 	}
-	if opt.Keep {
-		s.report.WorkDir = work
-	}
-	return finish(&s.report)
+	return nil
 }
 
 // narrator says what happens, one line a step.

@@ -15,6 +15,14 @@ import (
 // commandWithin bounds one command in the guest.
 const commandWithin = 3 * time.Minute
 
+// visitor works in a guest over its serial line, and remembers what it wrote.
+type visitor struct {
+	*stage
+	machine *qemu.Machine
+	shell   *guestimage.Shell
+	proofs  []Proof
+}
+
 // boot starts the VM on a disk and waits for its login prompt.
 func (s *story) boot(ctx context.Context, disk string) error {
 	if err := s.start(ctx, disk); err != nil {
@@ -37,17 +45,17 @@ func (s *story) start(ctx context.Context, disk string) error {
 
 var loginPrompt = regexp.MustCompile(`login: `)
 
-func (s *story) login(ctx context.Context) error {
+func (v *visitor) login(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootWithin)
 	defer cancel()
-	if _, _, err := s.machine.Console().Expect(ctx, loginPrompt); err != nil {
+	if _, _, err := v.machine.Console().Expect(ctx, loginPrompt); err != nil {
 		return fmt.Errorf("the VM did not boot: %w", err)
 	}
-	shell, err := guestimage.Login(ctx, s.machine.Console())
+	shell, err := guestimage.Login(ctx, v.machine.Console())
 	if err != nil {
 		return err
 	}
-	s.shell = shell
+	v.shell = shell
 	return nil
 }
 
@@ -74,10 +82,10 @@ func (s *story) awaitFirstRead(ctx context.Context) error {
 }
 
 // guest runs a command in the guest; it must succeed.
-func (s *story) guest(ctx context.Context, command string) (string, error) {
+func (v *visitor) guest(ctx context.Context, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandWithin)
 	defer cancel()
-	out, err := s.shell.Output(ctx, command)
+	out, err := v.shell.Output(ctx, command)
 	return strings.TrimSpace(out), err
 }
 
@@ -86,9 +94,9 @@ const guestFiles = "/srv/story"
 var sha256Line = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // write makes a synced file of random bytes in the guest and remembers its hash.
-func (s *story) write(ctx context.Context, name, when string) error {
+func (v *visitor) write(ctx context.Context, name, when string) error {
 	dir := guestFiles + "/" + name
-	out, err := s.guest(ctx, "mkdir -p "+guestFiles+" && lifeboat-guest files "+dir+" 1 2000000")
+	out, err := v.guest(ctx, "mkdir -p "+guestFiles+" && lifeboat-guest files "+dir+" 1 2000000")
 	if err != nil {
 		return err
 	}
@@ -96,20 +104,20 @@ func (s *story) write(ctx context.Context, name, when string) error {
 	if len(fields) != 2 || !sha256Line.MatchString(fields[0]) {
 		return fmt.Errorf("the guest printed %q in place of a file's hash", out)
 	}
-	s.report.Proofs = append(s.report.Proofs, Proof{File: fields[1], SHA256: fields[0], Written: when})
-	s.say.sayf("       written: %s, SHA-256 %s…", fields[1], fields[0][:16])
+	v.proofs = append(v.proofs, Proof{File: fields[1], SHA256: fields[0], Written: when})
+	v.say.sayf("       written: %s, SHA-256 %s…", fields[1], fields[0][:16])
 	return nil
 }
 
 // check reads all files written so far back from the disk, past the guest's
 // cache, and compares their hashes with those from when they were written.
-func (s *story) check(ctx context.Context, where string) error {
-	if _, err := s.guest(ctx, "sync; echo 3 > /proc/sys/vm/drop_caches"); err != nil {
+func (v *visitor) check(ctx context.Context, where string) error {
+	if _, err := v.guest(ctx, "sync; echo 3 > /proc/sys/vm/drop_caches"); err != nil {
 		return err
 	}
-	for i := range s.report.Proofs {
-		p := &s.report.Proofs[i]
-		out, err := s.guest(ctx, "sha256sum "+p.File)
+	for i := range v.proofs {
+		p := &v.proofs[i]
+		out, err := v.guest(ctx, "sha256sum "+p.File)
 		if err != nil {
 			return err
 		}
@@ -118,7 +126,7 @@ func (s *story) check(ctx context.Context, where string) error {
 		}
 		p.Checked = append(p.Checked, where)
 	}
-	s.say.sayf("       read back and unchanged: %d files, %s", len(s.report.Proofs), where)
+	v.say.sayf("       read back and unchanged: %d files, %s", len(v.proofs), where)
 	return nil
 }
 
@@ -136,19 +144,19 @@ func (s *story) powerOff(ctx context.Context) error {
 }
 
 // heartbeat is a writer in the guest that syncs a line ten times a second.
-type heartbeat struct{ s *story }
+type heartbeat struct{ v *visitor }
 
 const heartbeatFile = "/srv/heartbeat"
 
-func (s *story) startHeartbeat(ctx context.Context) (*heartbeat, error) {
-	_, err := s.guest(ctx, "lifeboat-guest heartbeat start "+heartbeatFile)
-	return &heartbeat{s}, err
+func (v *visitor) startHeartbeat(ctx context.Context) (*heartbeat, error) {
+	_, err := v.guest(ctx, "lifeboat-guest heartbeat start "+heartbeatFile)
+	return &heartbeat{v}, err
 }
 
 // stop ends the writer, checks that it lost nothing, and returns the longest
 // time between two beats.
 func (h *heartbeat) stop(ctx context.Context) (time.Duration, error) {
-	out, err := h.s.guest(ctx, "lifeboat-guest heartbeat stop")
+	out, err := h.v.guest(ctx, "lifeboat-guest heartbeat stop")
 	if err != nil {
 		return 0, err
 	}
@@ -163,7 +171,7 @@ func (h *heartbeat) stop(ctx context.Context) (time.Duration, error) {
 	if report.Failed || report.Beats < 2 {
 		return 0, fmt.Errorf("the guest's writer failed after %d beats", report.Beats)
 	}
-	if _, err := h.s.guest(ctx, "lifeboat-guest heartbeat check "+heartbeatFile); err != nil {
+	if _, err := h.v.guest(ctx, "lifeboat-guest heartbeat check "+heartbeatFile); err != nil {
 		return 0, fmt.Errorf("synced lines were lost: %w", err)
 	}
 	return time.Duration(report.Longest * float64(time.Second)), nil

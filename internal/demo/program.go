@@ -19,8 +19,8 @@ import (
 const demoPassword = "lifeboat-demo"
 
 // environment is what the story's commands run with.
-func (s *story) environment() []string {
-	return append(os.Environ(),
+func (s *stage) environment() []string {
+	return append(append(os.Environ(), s.env...),
 		"LIFEBOAT_REPO="+filepath.Join(s.work, "repository"),
 		"LIFEBOAT_STATE="+filepath.Join(s.work, "state"),
 		"LIFEBOAT_CONFIG=", "LIFEBOAT_PASSWORD_FILE=",
@@ -28,7 +28,7 @@ func (s *story) environment() []string {
 }
 
 // lifeboat runs one command to its end and decodes its JSON document.
-func (s *story) lifeboat(ctx context.Context, result any, args ...string) error {
+func (s *stage) lifeboat(ctx context.Context, result any, args ...string) error {
 	cmd := exec.CommandContext(ctx, s.opt.Binary, append([]string{"--json"}, args...)...)
 	cmd.Env = s.environment()
 	var stdout, stderr bytes.Buffer

@@ -3,7 +3,6 @@ package demo
 import (
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 )
 
@@ -65,11 +64,7 @@ func (r *Report) Print(w io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(w, "\nProof (SHA-256 of files in the guest):\n")
-	t = tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	for _, p := range r.Proofs {
-		fmt.Fprintf(t, "  %s\t%s…\tread back %s\n", p.File, p.SHA256[:16], strings.Join(p.Checked, ", "))
-	}
-	return t.Flush()
+	return printProofs(w, r.Proofs)
 }
 
 func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }

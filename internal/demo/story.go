@@ -27,26 +27,14 @@ const (
 
 // story is the state of one telling.
 type story struct {
-	opt    Options
-	work   string
-	accel  qemu.Accel
-	say    narrator
+	visitor
 	report Report
-
-	machine *qemu.Machine
-	shell   *guestimage.Shell
-	server  *server
-	points  []string
-	step    int
+	server *server
+	points []string
 }
 
-// tell runs the steps in order. The first that fails ends it, and the error
-// says which and why.
 func (s *story) tell(ctx context.Context) error {
-	steps := []struct {
-		name string
-		run  func(context.Context) error
-	}{
+	steps := []scene{
 		{"A VM in production: a Debian disk of its own", s.makeProduction},
 		{"Back it up", s.firstBackup},
 		{"The VM runs from its own disk and changes", s.runProduction},
@@ -59,14 +47,9 @@ func (s *story) tell(ctx context.Context) error {
 		{"Stop the server: the VM does not need it any more", s.withoutServer},
 		{"Keep what the VM wrote before the move as a restore point, verify every byte, clean up", s.settle},
 	}
-	for i, step := range steps {
-		s.step = i + 1
-		s.say.sayf("[%d/%d] %s", i+1, len(steps), step.name)
-		if err := step.run(ctx); err != nil {
-			return fmt.Errorf("step %d (%s): %w", i+1, step.name, err)
-		}
-	}
-	return nil
+	err := s.play(ctx, steps)
+	s.report.Proofs = s.proofs
+	return err
 }
 
 // cleanUp ends what still runs, in an order that lets nothing wait for another.
