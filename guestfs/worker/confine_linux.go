@@ -65,9 +65,10 @@ func confine(h *hello) Confinement {
 		c.Memory = h.Memory
 	}
 	// Landlock forbids to mount; putting it over all threads takes a look at /proc.
-	mounted := os.Geteuid() == 0 && try("an empty root directory", mountNothing(c.Namespaces))
-	c.Landlock = mounted && landlocked() && try("landlock", landlock.V5.BestEffort().Restrict())
-	if mounted && try("another root directory", changeRoot()) {
+	moved := os.Geteuid() == 0 && try("an empty root directory", moveAway(c.Namespaces))
+	ready := moved && try("the processes", mountProcesses())
+	c.Landlock = ready && landlocked() && try("landlock", landlock.V5.BestEffort().Restrict())
+	if moved && try("another root directory", changeRoot()) {
 		c.Root = "empty"
 	}
 	switch {
@@ -110,57 +111,54 @@ func namespaces() []string {
 	return nil
 }
 
-// covered is the directory over which nothing is mounted. There is one everywhere.
-const covered = "/sys"
+// covered is the directory over which the new root is mounted. There is one
+// everywhere. processes and empty are what is in the new root.
+const (
+	covered   = "/sys"
+	processes = "/proc"
+	empty     = "/empty"
+)
 
-// mountNothing mounts an empty, read-only file system in memory, which nobody else
-// sees, so that nothing of it is left behind; and, over that of the host, the /proc
-// of this process's own namespace.
-func mountNothing(own []string) error {
+// moveAway makes a file system in memory the root, which nobody else sees, so that
+// nothing of it is left behind, and lets go of all the others: what is mounted on
+// the host is not kept busy by being mounted here, too.
+func moveAway(own []string) error {
 	if !slices.Contains(own, nsMount) {
 		return errors.New("no mount namespace")
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := letGo(); err != nil {
-		return fmt.Errorf("let go of mounts: %w", err)
-	}
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return fmt.Errorf("mount the processes: %w", err)
-	}
-	if err := unix.Mount("none", covered, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k,mode=0555"); err != nil {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("none", covered, "tmpfs", flags, "size=16k,mode=0555"); err != nil {
 		return fmt.Errorf("mount nothing: %w", err)
 	}
-	return nil
-}
-
-// letGo unmounts everything but the root and what is needed of it. The namespace
-// began as a copy of the appliance's; a file system that is unmounted there would
-// otherwise live on here, and a FUSE server of ours would wait for its end.
-func letGo() error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
+	for _, dir := range []string{processes, empty} {
+		if err := unix.Mkdir(covered+dir, 0o555); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("", covered, "", flags|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("mount it read-only: %w", err)
+	}
+	// The new root goes over the old one, which is then taken away from below it
+	// (pivot_root(2), NOTES). A root that is an initramfs can only be left.
+	if err := unix.Chdir(covered); err != nil {
 		return err
 	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	for i := len(lines) - 1; i >= 0; i-- { // what is mounted on another mount comes later
-		fields := strings.Fields(lines[i])
-		if len(fields) < 5 || fields[4] == "/" || fields[4] == covered || strings.HasPrefix(covered, fields[4]+"/") {
-			continue
-		}
-		// One that cannot be unmounted is no worse than before.
-		_ = unix.Unmount(unescape(fields[4]), unix.MNT_DETACH)
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return errors.Join(unix.Chroot("."), unix.Chdir("/"))
 	}
-	return nil
+	return errors.Join(unix.Unmount(".", unix.MNT_DETACH), unix.Chdir("/"))
 }
 
-// unescape undoes what /proc does to blanks in names.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+// mountProcesses shows the processes of this one's own namespace, of which it is
+// the only one.
+func mountProcesses() error {
+	return unix.Mount("proc", processes, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
-func changeRoot() error { return errors.Join(unix.Chroot(covered), unix.Chdir("/")) }
+func changeRoot() error { return errors.Join(unix.Chroot(empty), unix.Chdir("/")) }
 
 // dropUser becomes nobody, for good. The kernel drops all capabilities with it
 // (capabilities(7)).

@@ -1,7 +1,9 @@
 package worker
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -39,6 +41,12 @@ func TestIsolations(t *testing.T) {
 		}
 		if os.Getuid() == 0 && (got.User != "nobody" || (got.Root == "empty") != (how.flags != 0)) {
 			t.Errorf("with %v: %v", how.names, got)
+		}
+		if os.Getuid() == 0 && how.flags != 0 {
+			mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", c.cmd.Process.Pid))
+			if n := bytes.Count(mounts, []byte("\n")); err != nil || n > 2 {
+				t.Errorf("the worker keeps %d mounts of the host: %v\n%s", n, err, mounts)
+			}
 		}
 		p.fail(os.ErrClosed)
 		<-p.gone
