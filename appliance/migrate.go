@@ -124,7 +124,7 @@ func (w *vsphereWork) relocate(ctx context.Context, rec *Session, vm *vsphere.VM
 	if req.Cold && on {
 		clean, cancel := afterwards(ctx)
 		defer cancel()
-		err = errors.Join(err, w.vc.PowerOn(clean, vm.Ref))
+		err = errors.Join(err, w.whenFree(clean, func(ctx context.Context) error { return w.vc.PowerOn(ctx, vm.Ref) }))
 	}
 	if errors.Is(err, vsphere.ErrLicence) && on && !req.Cold {
 		return fmt.Errorf("%w; without that licence: --copy, which has the VM off for a moment, or --cold", err)
@@ -206,7 +206,7 @@ func (w *vsphereWork) lookAfterMigration(ctx context.Context, rec *Session) (str
 		}
 	}
 	if vm != nil && vm.Power == vsphere.PoweredOff && rec.Recovery.SwitchedOff {
-		if err := w.vc.PowerOn(ctx, vm.Ref); err != nil {
+		if err := w.whenFree(ctx, func(ctx context.Context) error { return w.vc.PowerOn(ctx, vm.Ref) }); err != nil {
 			return "", err
 		}
 	}

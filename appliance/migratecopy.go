@@ -323,7 +323,7 @@ func (w *vsphereWork) finishCopy(ctx context.Context, session string) error {
 		}
 		w.at("renamed")
 		if rec.Recovery.SwitchedOff {
-			if err := w.vc.PowerOn(ctx, vm.Ref); err != nil {
+			if err := w.whenFree(ctx, func(ctx context.Context) error { return w.vc.PowerOn(ctx, vm.Ref) }); err != nil {
 				return err
 			}
 		}

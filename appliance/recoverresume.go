@@ -80,7 +80,7 @@ func (w *vsphereWork) finishRecovery(ctx context.Context, rec *Session) (string,
 		return "", fmt.Errorf("VM %q waits for its disks: %w; start `lifeboat serve`", vm.Name, ErrNoServer)
 	}
 	if rec.Recovery.PowerOn && vm.Power != vsphere.PoweredOn {
-		if err := w.vc.PowerOn(ctx, vm.Ref); err != nil {
+		if err := w.whenFree(ctx, func(ctx context.Context) error { return w.vc.PowerOn(ctx, vm.Ref) }); err != nil {
 			return "", err
 		}
 	}
@@ -135,13 +135,13 @@ func (w *vsphereWork) removeVM(ctx context.Context, vm *vsphere.VM) error {
 	}
 	if vm.Power != vsphere.PoweredOff {
 		w.at("before power-off")
-		if err := w.vc.PowerOff(ctx, vm.Ref); err != nil && !errors.Is(err, vsphere.ErrNotFound) {
+		if err := w.whenFree(ctx, func(ctx context.Context) error { return w.vc.PowerOff(ctx, vm.Ref) }); err != nil && !errors.Is(err, vsphere.ErrNotFound) {
 			return err
 		}
 		w.at("after power-off")
 	}
 	w.at("before unregister")
-	if err := w.vc.Unregister(ctx, vm.Ref); err != nil && !errors.Is(err, vsphere.ErrNotFound) {
+	if err := w.whenFree(ctx, func(ctx context.Context) error { return w.vc.Unregister(ctx, vm.Ref) }); err != nil && !errors.Is(err, vsphere.ErrNotFound) {
 		return err
 	}
 	w.at("after unregister")

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -254,4 +255,21 @@ func (w *vsphereWork) pin(ctx context.Context, session string, ref vsphere.Ref) 
 		return err
 	}
 	return w.vc.OverrideDRSHA(ctx, ref, true)
+}
+
+// How long a VM is waited for on which a task is at work: one of a process that
+// died, most likely, which ends by itself.
+const (
+	busyPatience = 2 * time.Minute
+	busyPause    = 250 * time.Millisecond
+)
+
+// whenFree does something to a VM, and tries again while another task has it.
+func (w *vsphereWork) whenFree(ctx context.Context, do func(context.Context) error) error {
+	for end := time.Now().Add(busyPatience); ; {
+		err := do(ctx)
+		if !errors.Is(err, vsphere.ErrBusy) || time.Now().After(end) || !pause(ctx, busyPause) {
+			return err
+		}
+	}
 }
