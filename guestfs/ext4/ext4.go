@@ -37,6 +37,8 @@ type FS struct {
 	meta  *meta.Cache
 	state guestfs.State
 	note  string
+
+	tables tables
 }
 
 var (

@@ -39,6 +39,8 @@ type FS struct {
 	// What the log left unfinished, and the kernel would finish: see intents.go.
 	remaps  map[guestfs.Inode][]remap
 	reowned map[guestfs.Inode]bool // inodes whose blocks may bear another's number
+
+	chunks chunks
 }
 
 var (
