@@ -238,7 +238,7 @@ func TestBackupVMWhenDisksChange(t *testing.T) {
 		}, "", "size changed"},
 		"reverted": {func(l *vmLab) {
 			admin := l.admin("vm")
-			l.wait(admin.RevertToCurrentSnapshot(l.t.Context(), true))
+			l.wait(admin.RevertToSnapshot(l.t.Context(), "a person's", true))
 			l.write("vm", 0, 100, 100)
 		}, "", ""},
 		"tracking reset": {func(l *vmLab) {
