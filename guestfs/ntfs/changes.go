@@ -16,7 +16,8 @@ var (
 // Overlaid implements [guestfs.ChangeReader].
 func (f *FS) Overlaid(context.Context) ([]disk.Extent, error) { return patch.Replaced(f.disk), nil }
 
-// Links implements [guestfs.Linked], without the names that were made up for DOS.
+// Links implements [guestfs.Linked], without the names that were made up for DOS,
+// and those that no listing shows.
 func (f *FS) Links(ctx context.Context, inode guestfs.Inode) ([]guestfs.Link, error) {
 	n, err := f.node(ctx, inode)
 	if err != nil {
@@ -27,7 +28,9 @@ func (f *FS) Links(ctx context.Context, inode guestfs.Inode) ([]guestfs.Link, er
 		if !a.resident {
 			return true
 		}
-		if name, ok := parseFileName(a.value()); ok && name.namespace() != namespaceDOS {
+		name, ok := parseFileName(a.value())
+		hidden := ok && name.parent() == f.root && inode != f.root && uint64(inode)&numberMask < firstUser
+		if ok && !hidden && name.namespace() != namespaceDOS {
 			out = append(out, guestfs.Link{Dir: name.parent(), Name: name.String()})
 		}
 		return true

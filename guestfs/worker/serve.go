@@ -215,6 +215,8 @@ func (s *server) handle(ctx context.Context, op byte, d *decoder, e *encoder) er
 		return describe(ctx, op, fsys, inode, e)
 	case opPhysical:
 		return physical(ctx, fsys, inode, d, e)
+	case opStatAll, opReadDirs, opMetadata, opOverlaid, opInodesIn, opOwners:
+		return bulk(ctx, op, fsys, d, e)
 	case opOpen, opMap, opRead:
 		// Bound to no request, because the next one finds it open.
 		img, err := s.files.open(context.WithoutCancel(ctx), fsys, inode, d)

@@ -38,6 +38,12 @@ const (
 	opMap
 	opRead
 	opPhysical
+	opStatAll
+	opReadDirs
+	opMetadata
+	opOverlaid
+	opInodesIn
+	opOwners
 )
 
 // Codes of replies, on both sockets: how it ended. The body of all but codeOK is
