@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"path"
-	"strings"
 	"time"
 
 	"github.com/vmware/govmomi/vim25/methods"
@@ -177,32 +175,6 @@ func (g *Guest) MakeDir(ctx context.Context, name string, parents bool) error {
 
 // maxListed bounds a directory listing, entries.
 const maxListed = 5_000_000
-
-// List lists a directory.
-func (g *Guest) List(ctx context.Context, name string) ([]GuestFile, error) {
-	op := "list " + name + " in the guest"
-	var out []GuestFile
-	for index := 0; ; {
-		res, err := methods.ListFilesInGuest(ctx, g.c.session, &types.ListFilesInGuest{
-			This: g.files, Vm: g.vm, Auth: g.auth, FilePath: name, Index: int32(index), MaxResults: 1000,
-		})
-		if err != nil {
-			return nil, g.fail(op, err)
-		}
-		for _, f := range res.Returnval.Files {
-			if base := path.Base(strings.ReplaceAll(f.Path, `\`, "/")); base != "." && base != ".." {
-				out = append(out, guestFile(f))
-			}
-		}
-		index += len(res.Returnval.Files)
-		if res.Returnval.Remaining <= 0 || len(res.Returnval.Files) == 0 {
-			return out, nil
-		}
-		if index > maxListed {
-			return nil, &Error{Op: op, Kind: ErrInvalid, Text: fmt.Sprintf("the directory has more than %d entries", maxListed)}
-		}
-	}
-}
 
 func guestFile(f types.GuestFileInfo) GuestFile {
 	out := GuestFile{Path: f.Path, Type: f.Type, Size: f.Size}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -21,8 +22,11 @@ type guestState struct {
 	dir            string
 	user, password string
 	program        func(program, arguments, dir string) int
+	windows        bool
 	transfers      map[string]transfer
 	processes      []types.GuestProcessInfo
+	// attrs are the attributes that only Windows has, by inode.
+	attrs map[uint64]types.GuestWindowsFileAttributes
 }
 
 // transfer is a file on its way into or out of a guest.
@@ -39,7 +43,8 @@ type transfer struct {
 func (m *VM) GuestDir() string { m.s.mu.Lock(); defer m.s.mu.Unlock(); return m.v.guest.dir }
 
 func (s *Sim) newGuest(spec VMSpec) (guestState, error) {
-	g := guestState{dir: spec.GuestDir, user: spec.GuestUser, password: spec.GuestPassword, program: spec.GuestProgram, transfers: map[string]transfer{}}
+	g := guestState{dir: spec.GuestDir, user: spec.GuestUser, password: spec.GuestPassword, program: spec.GuestProgram, transfers: map[string]transfer{}, attrs: map[uint64]types.GuestWindowsFileAttributes{}}
+	g.windows = strings.HasPrefix(strings.ToLower(spec.GuestID), "win")
 	def(&g.user, "root")
 	def(&g.password, "guest")
 	if g.dir == "" {
@@ -89,9 +94,11 @@ func (s *Sim) guestRoot(of ref, auth types.BaseGuestAuthentication) (*vm, *os.Ro
 	return v, root, nil
 }
 
-// inGuest is a guest's path, of Unix or Windows, inside the directory.
-func inGuest(name string) string {
-	name = strings.ReplaceAll(strings.ReplaceAll(name, `\`, "/"), ":", "")
+// inside is a guest's path, of Unix or Windows, inside the directory: C:\x is C/x.
+func (g *guestState) inside(name string) string {
+	if g.windows {
+		name = strings.ReplaceAll(strings.ReplaceAll(name, `\`, "/"), ":", "")
+	}
 	if clean := strings.Trim(path.Clean("/"+name), "/"); clean != "" {
 		return clean
 	}
@@ -117,7 +124,7 @@ func (d *guestCalls) guest(of ref, auth types.BaseGuestAuthentication, name stri
 		return fault(bad, describe(bad))
 	}
 	defer root.Close()
-	if err := f(v, root, inGuest(name)); err != nil {
+	if err := f(v, root, v.guest.inside(name)); err != nil {
 		bad := guestFault(name, err)
 		return fault(bad, describe(bad))
 	}
@@ -171,8 +178,8 @@ func (d *guestCalls) DeleteDirectoryInGuest(_ *simulator.Context, req *types.Del
 
 // MoveFileInGuest [API].
 func (d *guestCalls) MoveFileInGuest(_ *simulator.Context, req *types.MoveFileInGuest) soap.HasFault {
-	f := d.guest(req.Vm, req.Auth, req.SrcFilePath, func(_ *vm, root *os.Root, at string) error {
-		to := inGuest(req.DstFilePath)
+	f := d.guest(req.Vm, req.Auth, req.SrcFilePath, func(v *vm, root *os.Root, at string) error {
+		to := v.guest.inside(req.DstFilePath)
 		if _, err := root.Lstat(to); err == nil && !req.Overwrite {
 			return fs.ErrExist
 		}
@@ -217,13 +224,17 @@ func (d *guestCalls) CreateTemporaryFileInGuest(_ *simulator.Context, req *types
 // ListFilesInGuest [API]: pages of 50 unless asked for otherwise.
 func (d *guestCalls) ListFilesInGuest(_ *simulator.Context, req *types.ListFilesInGuest) soap.HasFault {
 	var info types.GuestListFileInfo
-	f := d.guest(req.Vm, req.Auth, req.FilePath, func(_ *vm, root *os.Root, at string) error {
+	f := d.guest(req.Vm, req.Auth, req.FilePath, func(v *vm, root *os.Root, at string) error {
+		pattern, err := regexp.Compile(req.MatchPattern)
+		if err != nil {
+			return err
+		}
 		fi, err := root.Lstat(at)
 		if err != nil {
 			return err
 		}
 		if !fi.IsDir() {
-			info.Files = append(info.Files, guestFile(root, at, fi, fi.Name()))
+			info.Files = append(info.Files, d.s.guestFile(v, root, at, fi, fi.Name()))
 			return nil
 		}
 		list, err := fs.ReadDir(root.FS(), at)
@@ -231,9 +242,8 @@ func (d *guestCalls) ListFilesInGuest(_ *simulator.Context, req *types.ListFiles
 			return err
 		}
 		for _, e := range list {
-			match := req.MatchPattern == "" || strings.Contains(e.Name(), strings.Trim(req.MatchPattern, "^$.*"))
-			if fi, err := e.Info(); err == nil && match {
-				info.Files = append(info.Files, guestFile(root, path.Join(at, e.Name()), fi, e.Name()))
+			if fi, err := e.Info(); err == nil && pattern.MatchString(e.Name()) {
+				info.Files = append(info.Files, d.s.guestFile(v, root, path.Join(at, e.Name()), fi, e.Name()))
 			}
 		}
 		return nil
@@ -250,49 +260,15 @@ func (d *guestCalls) ListFilesInGuest(_ *simulator.Context, req *types.ListFiles
 	return &methods.ListFilesInGuestBody{Res: &types.ListFilesInGuestResponse{Returnval: info}}
 }
 
-func guestFile(root *os.Root, at string, fi fs.FileInfo, name string) types.GuestFileInfo {
-	kind := types.GuestFileTypeFile
-	attr := &types.GuestPosixFileAttributes{Permissions: int64(fi.Mode().Perm())}
-	when := fi.ModTime()
-	attr.ModificationTime, attr.AccessTime = &when, &when
-	switch {
-	case fi.IsDir():
-		kind = types.GuestFileTypeDirectory
-	case fi.Mode()&fs.ModeSymlink != 0:
-		kind = types.GuestFileTypeSymlink
-		attr.SymlinkTarget, _ = root.Readlink(at) // "" says that it cannot be read
-	}
-	return types.GuestFileInfo{Path: name, Type: string(kind), Size: fi.Size(), Attributes: attr}
-}
-
 // ChangeFileAttributesInGuest [API].
 func (d *guestCalls) ChangeFileAttributesInGuest(_ *simulator.Context, req *types.ChangeFileAttributesInGuest) soap.HasFault {
-	f := d.guest(req.Vm, req.Auth, req.GuestFilePath, func(_ *vm, root *os.Root, at string) error {
-		return setGuestAttr(root, at, req.FileAttributes)
+	f := d.guest(req.Vm, req.Auth, req.GuestFilePath, func(v *vm, root *os.Root, at string) error {
+		return d.s.setGuestAttr(v, root, at, req.FileAttributes)
 	})
 	if f != nil {
 		return &methods.ChangeFileAttributesInGuestBody{Fault_: f}
 	}
 	return &methods.ChangeFileAttributesInGuestBody{Res: &types.ChangeFileAttributesInGuestResponse{}}
-}
-
-func setGuestAttr(root *os.Root, at string, attr types.BaseGuestFileAttributes) error {
-	if attr == nil {
-		return nil
-	}
-	if p, ok := attr.(*types.GuestPosixFileAttributes); ok && p.Permissions != 0 {
-		if err := root.Chmod(at, fs.FileMode(p.Permissions)&fs.ModePerm); err != nil {
-			return err
-		}
-	}
-	if a := attr.GetGuestFileAttributes(); a.ModificationTime != nil {
-		access := *a.ModificationTime
-		if a.AccessTime != nil {
-			access = *a.AccessTime
-		}
-		return root.Chtimes(at, access, *a.ModificationTime)
-	}
-	return nil
 }
 
 // StartProgramInGuest [API]: what a program does is the test's to say; without

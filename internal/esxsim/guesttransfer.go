@@ -55,7 +55,7 @@ func (d *guestCalls) InitiateFileTransferFromGuest(_ *simulator.Context, req *ty
 		if fi.IsDir() {
 			return errors.New("not a file")
 		}
-		info = types.FileTransferInformation{Size: fi.Size(), Attributes: guestFile(root, at, fi, fi.Name()).Attributes}
+		info = types.FileTransferInformation{Size: fi.Size(), Attributes: d.s.guestFile(v, root, at, fi, fi.Name()).Attributes}
 		info.Url = d.s.transferURL(v, transfer{path: at})
 		return nil
 	})
@@ -99,13 +99,13 @@ func (s *Sim) serveGuestFile(w http.ResponseWriter, r *http.Request) {
 		s.send(w, f)
 		return
 	}
-	if err := s.takeGuestFile(root, t, r); err != nil {
+	if err := s.takeGuestFile(v, root, t, r); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
 }
 
 // takeGuestFile stores what comes; it has to have the size that was announced.
-func (s *Sim) takeGuestFile(root *os.Root, t transfer, r *http.Request) error {
+func (s *Sim) takeGuestFile(v *vm, root *os.Root, t transfer, r *http.Request) error {
 	flags := os.O_CREATE | os.O_WRONLY | os.O_TRUNC
 	if !t.overwrite {
 		flags |= os.O_EXCL
@@ -122,5 +122,5 @@ func (s *Sim) takeGuestFile(root *os.Root, t transfer, r *http.Request) error {
 	if err != nil {
 		return errors.Join(err, root.Remove(t.path))
 	}
-	return setGuestAttr(root, t.path, t.attr)
+	return s.setGuestAttr(v, root, t.path, t.attr)
 }
