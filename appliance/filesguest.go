@@ -96,7 +96,7 @@ func (g *Guest) open(ctx context.Context, repo *store.Repository, opts GuestOpti
 	g.ends = append(g.ends, func() { _ = session.Close() }) // it has nothing to lose
 	var plans map[int]plan
 	g.report, plans = planMachines(session.Report(), opts.Backend, microvmAvailable(opts.MicroVM))
-	m := &machines{session: session, opts: opts.MicroVM, log: logger(opts.Logger), plans: plans}
+	m := &machines{session: session, opts: opts.MicroVM, backend: opts.Backend, log: logger(opts.Logger), plans: plans}
 	g.ends = append(g.ends, m.close)
 	g.fs = func(ctx context.Context, volume int) (guestfs.FS, error) {
 		if _, ok := plans[volume]; ok {

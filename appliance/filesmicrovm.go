@@ -52,9 +52,17 @@ type machines struct {
 	log     *slog.Logger
 	plans   map[int]plan
 
+	backend Backend
+
 	mu      sync.Mutex // held while one is started: they are heavy
-	running map[int]*microvm.FS
+	running map[int]kernelFS
 	ends    []func()
+}
+
+// kernelFS is a file system that some kernel reads.
+type kernelFS interface {
+	guestfs.FS
+	Close() error
 }
 
 // plan is how a volume is read by a machine.
@@ -74,14 +82,18 @@ func planMachines(r *inspect.Report, backend Backend, available error) (*inspect
 		return &out, plans
 	}
 	arrays := map[string][]int{}
+	reader := BackendMicroVM
+	if backend == BackendKernel {
+		reader, available = BackendKernel, nil
+	}
 	for i := range out.Volumes {
 		v := &out.Volumes[i]
-		if v.Type == probe.MD {
+		if v.Type == probe.MD && backend != BackendKernel {
 			arrays[v.UUID] = append(arrays[v.UUID], i)
 			continue
 		}
 		fsType, known := kernelTypes()[v.Type]
-		wanted := backend == BackendMicroVM || !v.Usable() && v.State != guestfs.Encrypted || v.State == guestfs.Dirty && journaled(fsType)
+		wanted := backend != BackendAuto || !v.Usable() && v.State != guestfs.Encrypted || v.State == guestfs.Dirty && journaled(fsType)
 		if !known || !wanted {
 			continue
 		}
@@ -90,7 +102,7 @@ func planMachines(r *inspect.Report, backend Backend, available error) (*inspect
 			continue
 		}
 		plans[i] = plan{fsType: fsType, members: []int{i}}
-		v.Backend = string(BackendMicroVM)
+		v.Backend = string(reader)
 	}
 	planArrays(&out, arrays, plans, available)
 	return &out, plans
@@ -157,12 +169,12 @@ func (m *machines) open(ctx context.Context, volume int) (guestfs.FS, error) {
 		return nil, err
 	}
 	if m.running == nil {
-		m.running = map[int]*microvm.FS{}
+		m.running = map[int]kernelFS{}
 	}
 	m.running[volume] = f
 	m.ends = append(m.ends, func() {
 		if err := f.Close(); err != nil {
-			m.log.Warn("a micro-VM did not end in order", "error", err)
+			m.log.Warn("a kernel that read a volume did not let go of it in order", "error", err)
 		}
 		closeImages(disks)
 	})
@@ -171,9 +183,20 @@ func (m *machines) open(ctx context.Context, volume int) (guestfs.FS, error) {
 
 // boot starts a machine. Of an array it is not known what is on it: the machine
 // looks.
-func (m *machines) boot(ctx context.Context, p plan, disks []disk.Image) (*microvm.FS, error) {
+func (m *machines) boot(ctx context.Context, p plan, disks []disk.Image) (kernelFS, error) {
+	if m.backend == BackendKernel {
+		k, err := mountKernel(ctx, disks[0], p.fsType, m.log)
+		if err != nil {
+			return nil, err
+		}
+		return k, nil
+	}
 	m.log.Info("a micro-VM reads the volume", "type", p.fsType, "disks", len(disks))
-	return microvm.Open(ctx, microvm.Volume{Type: p.fsType, Disks: disks, Array: p.array}, m.opts)
+	f, err := microvm.Open(ctx, microvm.Volume{Type: p.fsType, Disks: disks, Array: p.array}, m.opts)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 func (m *machines) close() {

@@ -61,7 +61,7 @@ func keyFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "unlock", Usage: "open encrypted volumes with a passphrase: it is asked for, or taken from LIFEBOAT_GUEST_PASSPHRASE"},
 		&cli.StringSliceFlag{Name: "key-file", Usage: "open encrypted volumes with `FILE`: a key file of LUKS, a start-up key or recovery key of BitLocker"},
-		&cli.StringFlag{Name: "backend", Usage: "read file systems with `WHAT`: native, or microvm, a Linux kernel in QEMU (default: native, and microvm for what it does not know)"},
+		&cli.StringFlag{Name: "backend", Usage: "read file systems with `WHAT`: native, microvm (a Linux kernel in QEMU), or kernel (this machine's own: only where you trust the guest) (default: native, and microvm for what it does not know)"},
 	}
 }
 
@@ -79,9 +79,9 @@ func (p *program) guestOptions() appliance.GuestOptions {
 func (p *program) guestKeys(c *cli.Context) (appliance.GuestOptions, error) {
 	opts := p.guestOptions()
 	switch opts.Backend = appliance.Backend(c.String("backend")); opts.Backend {
-	case appliance.BackendAuto, appliance.BackendNative, appliance.BackendMicroVM:
+	case appliance.BackendAuto, appliance.BackendNative, appliance.BackendMicroVM, appliance.BackendKernel:
 	default:
-		return opts, fmt.Errorf("%w: --backend %q: use native or microvm", appliance.ErrUsage, opts.Backend)
+		return opts, fmt.Errorf("%w: --backend %q: use native, microvm or kernel", appliance.ErrUsage, opts.Backend)
 	}
 	for _, name := range c.StringSlice("key-file") {
 		key, err := readKeyFile(name)

@@ -28,6 +28,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -128,7 +129,7 @@ type Machine struct {
 	vm      *qemu.Machine
 	port    *os.File
 	served  sync.WaitGroup
-	scratch []*scratch
+	scratch []served
 	cancel  context.CancelFunc
 	once    sync.Once
 	reply   agent.Reply
@@ -259,7 +260,7 @@ func (m *Machine) connect(v Volume, o Options, opts *qemu.Options) (peers []*os.
 		if err != nil {
 			return peers, err
 		}
-		s := newScratch(img, limit)
+		s := served{disk.NewScratch(img, limit)}
 		m.scratch = append(m.scratch, s)
 		buffers := make([][]byte, nbdBuffers)
 		for i := range buffers {
@@ -267,7 +268,7 @@ func (m *Machine) connect(v Volume, o Options, opts *qemu.Options) (peers []*os.
 		}
 		m.served.Go(func() {
 			// How the connection ended shows at QEMU's side.
-			_ = nbd.Serve(conn, s, nbd.ServerOptions{Size: s.size(), Buffers: buffers})
+			_ = nbd.Serve(conn, s, nbd.ServerOptions{Size: s.Size(), Buffers: buffers})
 		})
 		opts.Disks = append(opts.Disks, qemu.Disk{NBD: peer})
 	}
@@ -350,15 +351,7 @@ func (m *Machine) receive() error {
 }
 
 func (m *Machine) wroteTooMuch() bool {
-	for _, s := range m.scratch {
-		s.mu.RLock()
-		full := s.full
-		s.mu.RUnlock()
-		if full {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(m.scratch, func(s served) bool { return s.Full() })
 }
 
 // why makes the reason of a failed start readable.
