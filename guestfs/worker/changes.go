@@ -408,10 +408,11 @@ var ErrNoPlace = errors.New("the volume does not stand on the disks as it is")
 // maxPlaces bounds the runs of a volume.
 const maxPlaces = 1 << 16
 
-// Places are the runs that a volume is made of, in order and without gaps, by its
-// index in the report. ErrNoPlace where it has to be decoded.
-func (s *Session) Places(ctx context.Context, volume int) ([]Run, error) {
-	img, err := s.Volume(ctx, volume)
+// Places are the runs that the volume of a session's file system is made of, in
+// order and without gaps. ErrNoPlace where it has to be decoded, or is not read by
+// a session.
+func Places(ctx context.Context, fsys guestfs.FS) ([]Run, error) {
+	img, err := Whole(ctx, fsys)
 	if err != nil {
 		return nil, err
 	}
@@ -437,4 +438,14 @@ func (s *Session) Places(ctx context.Context, volume int) ([]Run, error) {
 		off += m.length
 	}
 	return out, nil
+}
+
+// Whole is the volume that a session's file system is on, as it stands there.
+// ErrNoPlace where it is not read by a session.
+func Whole(ctx context.Context, fsys guestfs.FS) (disk.Image, error) {
+	f, ok := fsys.(*remoteFS)
+	if !ok {
+		return nil, ErrNoPlace
+	}
+	return f.s.Volume(ctx, int(f.volume))
 }
