@@ -17,6 +17,7 @@ import (
 var rules = map[string][]string{
 	"disk":                 {},
 	"disk/disktest":        {"disk"},
+	"disk/nbd":             {"disk"},
 	"internal/vfs":         {},
 	"internal/vfs/crashfs": {"internal/vfs"},
 	"store":                {"disk", "internal/vfs", "store"},
@@ -24,7 +25,7 @@ var rules = map[string][]string{
 	"store/overlay":        {"disk", "internal/vfs"},
 	"nfsserver":            {"disk", "nfsserver"},
 	"guestfs":              {"disk", "guestfs"},
-	"guestfs/microvm":      {"disk", "guestfs", "internal/qemu", "internal/guestimage", "vddk/nbd"},
+	"guestfs/microvm":      {"disk", "guestfs", "internal/qemu", "internal/guestimage"},
 	"fusefs":               {"disk", "guestfs", "fusefs"},
 	"webdav":               {"disk", "guestfs"},
 	"vsphere":              {"vsphere"},

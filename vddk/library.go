@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"lifeboat/disk"
+	"lifeboat/disk/nbd"
 	"lifeboat/vddk/handover"
-	"lifeboat/vddk/nbd"
 )
 
 // defaultModes are the library's modes that are tried when none is asked for.

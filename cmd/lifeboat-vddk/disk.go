@@ -11,8 +11,8 @@ import (
 
 	"github.com/ebitengine/purego"
 
+	"lifeboat/disk/nbd"
 	"lifeboat/vddk/handover"
-	"lifeboat/vddk/nbd"
 )
 
 // openDisk is a disk that is open in the library. It implements nbd.Backend.

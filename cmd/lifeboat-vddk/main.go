@@ -23,8 +23,8 @@ import (
 	"syscall"
 	"time"
 
+	"lifeboat/disk/nbd"
 	"lifeboat/vddk/handover"
-	"lifeboat/vddk/nbd"
 )
 
 // goodbye bounds how long the library may take to close a disk when the other

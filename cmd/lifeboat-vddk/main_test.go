@@ -19,8 +19,8 @@ import (
 	"time"
 
 	"lifeboat/disk/disktest"
+	"lifeboat/disk/nbd"
 	"lifeboat/vddk/handover"
-	"lifeboat/vddk/nbd"
 	"lifeboat/vddk/vddktest"
 )
 

@@ -36,12 +36,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lifeboat/disk"
+	"lifeboat/disk/nbd"
 	"lifeboat/guestfs"
 	"lifeboat/guestfs/microvm/agent"
 	"lifeboat/guestfs/worker"
 	"lifeboat/internal/guestimage"
 	"lifeboat/internal/qemu"
-	"lifeboat/vddk/nbd"
 )
 
 // Defaults of Options.

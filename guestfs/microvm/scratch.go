@@ -2,7 +2,7 @@ package microvm
 
 import (
 	"lifeboat/disk"
-	"lifeboat/vddk/nbd"
+	"lifeboat/disk/nbd"
 )
 
 // served is a disk as QEMU's NBD client sees it.

@@ -16,7 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"lifeboat/vddk/nbd"
+	"lifeboat/disk/nbd"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

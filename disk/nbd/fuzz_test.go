@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"lifeboat/vddk/nbd"
+	"lifeboat/disk/nbd"
 )
 
 // script is a connection on which the other side has said all that it will.

@@ -1,5 +1,5 @@
-// Package nbd is the part of the NBD protocol that Lifeboat and its helper
-// process speak with each other over a unix socket: newstyle handshake,
+// Package nbd is the part of the NBD protocol in which Lifeboat and its helper
+// processes give each other disks over a unix socket: newstyle handshake,
 // structured replies, base:allocation. Both sides are strict and keep to the
 // specification, so that either can be checked against QEMU's.
 //
