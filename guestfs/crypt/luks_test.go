@@ -2,6 +2,7 @@ package crypt_test
 
 import (
 	"bytes"
+	"crypto/aes"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -13,8 +14,6 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/xts"
-
-	"crypto/aes"
 
 	"lifeboat/disk"
 	"lifeboat/guestfs"
