@@ -85,11 +85,18 @@ func (c *Control) Status(ctx context.Context) (*ServerStatus, error) {
 	return r.Status, err
 }
 
-// Stop has the server end in order, as a signal does. VMs that run from it wait,
-// for some minutes, until it is there again.
+// Stop has the server end in order, as a signal does, and waits until it has. VMs
+// that run from it wait, for some minutes, until it is there again.
 func (c *Control) Stop(ctx context.Context) error {
-	_, err := c.call(ctx, controlRequest{Op: "stop"}, nil)
-	return err
+	if _, err := c.call(ctx, controlRequest{Op: "stop"}, nil); err != nil {
+		return err
+	}
+	for end := time.Now().Add(stopPatience); c.state.serverLocked(); {
+		if time.Now().After(end) || !pause(ctx, 20*time.Millisecond) {
+			return fmt.Errorf("the server was told to stop, and has not ended yet: %w", ErrBusy)
+		}
+	}
+	return nil
 }
 
 func (c *Control) call(ctx context.Context, req controlRequest, progress func(controlProgress)) (controlReply, error) {

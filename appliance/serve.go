@@ -86,7 +86,7 @@ func NewServer(ctx context.Context, st *State, repo *store.Repository, req Serve
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if s.lock, err = st.lockServer(); err != nil {
+	if s.lock, err = st.awaitServerLock(ctx); err != nil {
 		return nil, err
 	}
 	if s.tree, err = st.openTree(s.log); err != nil {
@@ -143,6 +143,21 @@ func (s *State) lockServer() (*os.File, error) {
 		return nil, fmt.Errorf("state directory: lock: %w", err)
 	}
 	return f, nil
+}
+
+// stopPatience is how long a server may take to end: its clients' requests end
+// first, and what they wrote is put in its place.
+const stopPatience = time.Minute
+
+// awaitServerLock is lockServer, but waits for a server that does not answer any
+// more: it is about to end.
+func (s *State) awaitServerLock(ctx context.Context) (*os.File, error) {
+	for end := time.Now().Add(stopPatience); ; {
+		f, err := s.lockServer()
+		if !errors.Is(err, ErrBusy) || s.Control().Running(ctx) || time.Now().After(end) || !pause(ctx, 20*time.Millisecond) {
+			return f, err
+		}
+	}
 }
 
 // openAll opens the sessions that are to be served, several at a time. No client
