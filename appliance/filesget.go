@@ -19,6 +19,9 @@ type GetRequest struct {
 	// Progress, if not nil, hears of content: of all there is as far as it was
 	// counted yet, and when counted is false it is not all.
 	Progress func(files, bytes, total int64, counted bool)
+	// Scattered says that places do not go to one directory: two of them may have
+	// the same name.
+	Scattered bool
 }
 
 // GetResult is what came of it.
@@ -132,7 +135,7 @@ func (s *getting) place(ctx context.Context, place string) error {
 	if at.Path == "/" {
 		return s.children(ctx, fsys, &item{from: "/", inode: at.Inode})
 	}
-	if s.taken[e.Name] {
+	if s.taken[e.Name] && !s.req.Scattered {
 		return fmt.Errorf("%w: two of the places are called %q", ErrUsage, e.Name)
 	}
 	s.taken[e.Name] = true

@@ -134,7 +134,7 @@ func (g *Guest) Upload(ctx context.Context, name string, r io.Reader, size int64
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK && answer.StatusCode != http.StatusCreated {
-		return refused(op, answer)
+		return guestRefused(op, answer)
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func (g *Guest) Download(ctx context.Context, name string) (io.ReadCloser, int64
 	}
 	if answer.StatusCode != http.StatusOK {
 		answer.Body.Close()
-		return nil, 0, refused(op, answer)
+		return nil, 0, guestRefused(op, answer)
 	}
 	size := res.Returnval.Size
 	return &exactBody{body: answer.Body, left: size}, size, nil

@@ -3,6 +3,8 @@ package vsphere
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"path"
 	"regexp"
 	"strings"
@@ -62,4 +64,18 @@ func (g *Guest) Find(ctx context.Context, dir, name string, fold bool) (GuestFil
 		}
 	}
 	return GuestFile{}, &Error{Op: "find " + name + " in " + dir + " of the guest", Kind: ErrNotFound, Text: "there is no such file"}
+}
+
+// maxRefusal is how much is read of what a host says about a transfer, bytes.
+const maxRefusal = 512
+
+// guestRefused tells why a host did not move a file: Tools know the reason, and
+// what they say of it is a line of text at most.
+func guestRefused(op string, res *http.Response) error {
+	said, _ := io.ReadAll(io.LimitReader(res.Body, maxRefusal)) // what is there helps, the rest is not missed
+	e := &Error{Op: op, Kind: ErrFile, Text: "the guest did not move the file; most often its disk is full, or another program has the file", Detail: res.Status}
+	if text := strings.TrimSpace(strings.ToValidUTF8(string(said), "?")); text != "" && !strings.HasPrefix(text, "<") {
+		e.Detail += ": " + text
+	}
+	return e
 }

@@ -67,7 +67,7 @@ func (p *program) get(c *cli.Context, g *appliance.Guest, places []string) error
 	started := time.Now()
 	show := newMeters(p.stderr)
 	m := show.add(g.Point.VM)
-	req := appliance.GetRequest{Places: places, Progress: func(_, done, total int64, _ bool) { m.set(done, total) }}
+	req := appliance.GetRequest{Places: places, Progress: func(files, done, total int64, _ bool) { m.count(files); m.set(done, total) }}
 	result, err := p.getTo(c, g, req)
 	if err != nil {
 		show.abandon()

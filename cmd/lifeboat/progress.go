@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -39,6 +40,7 @@ type meter struct {
 	started time.Time
 	said    time.Time
 	done    int64
+	files   atomic.Int64
 }
 
 func (m *meters) add(name string) *meter {
@@ -50,6 +52,7 @@ func (m *meters) add(name string) *meter {
 			mpb.AppendDecorators(
 				decor.CountersKibiByte(" % .1f / % .1f"),
 				decor.AverageSpeed(decor.SizeB1024(0), "  % .1f"),
+				decor.Any(func(decor.Statistics) string { return t.counted() }),
 				decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WC{W: 8}), "    done"),
 			))
 	}
@@ -57,6 +60,16 @@ func (m *meters) add(name string) *meter {
 	defer m.mu.Unlock()
 	m.all = append(m.all, t)
 	return t
+}
+
+// count says how many files are behind us.
+func (t *meter) count(files int64) { t.files.Store(files) }
+
+func (t *meter) counted() string {
+	if n := t.files.Load(); n > 0 {
+		return fmt.Sprintf("  %d files", n)
+	}
+	return ""
 }
 
 // set says that done of total bytes are behind us.
@@ -78,7 +91,7 @@ func (t *meter) set(done, total int64) {
 	if rate > 0 {
 		left = time.Duration(float64(total-done) / rate * float64(time.Second)).Round(time.Second).String()
 	}
-	fmt.Fprintf(t.m.out, "%s: %d%%, %s of %s, %s/s, %s left\n", t.name, done*100/total, size(done), size(total), size(int64(rate)), left)
+	fmt.Fprintf(t.m.out, "%s: %d%%, %s of %s, %s/s%s, %s left\n", t.name, done*100/total, size(done), size(total), size(int64(rate)), t.counted(), left)
 }
 
 // wait draws the last state and frees the terminal.
