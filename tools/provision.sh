@@ -37,6 +37,7 @@ what() {
 			git: tests of the tree itself
 			fdisk: sfdisk, partition tables to compare with
 			lvm2: volume groups to compare with
+			thin-provisioning-tools: thin volumes to compare with
 			dosfstools: mkfs.vfat, guest file systems
 			xfsprogs: mkfs.xfs, guest file systems
 			btrfs-progs: mkfs.btrfs, guest file systems

@@ -3,8 +3,9 @@
 // compares names: two guests may have the same names and the same UUIDs, and be
 // open at the same time.
 //
-// Linear, striped, mirrored and raid1 volumes are assembled. Others (thin pools,
-// caches, parity RAID, snapshots) are listed and refused by name.
+// Linear, striped, mirrored, raid1 and thin volumes are assembled. Others (caches,
+// parity RAID, old snapshots) are listed and refused by name. Thin pools are not
+// listed: nobody can read what is in one but through its volumes.
 package lvm
 
 import (
@@ -37,6 +38,7 @@ type Volume struct {
 	Err error `json:"-"`
 
 	layout *layout
+	thin   *thin // instead of layout
 }
 
 // ErrMissing says that a disk which the volume needs is not among those given.
@@ -47,6 +49,13 @@ var ErrMissing = errors.New("a disk of the volume group is missing")
 func (v *Volume) Open(ctx context.Context) (disk.Image, error) {
 	if v.Err != nil {
 		return nil, fmt.Errorf("logical volume %s: %w", v.Name, v.Err)
+	}
+	if v.thin != nil {
+		img, err := v.thin.open(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("logical volume %s: %w", v.Name, err)
+		}
+		return img, nil
 	}
 	return disk.Assemble(ctx, v.Size, v.layout.piece), nil
 }
@@ -167,13 +176,22 @@ func assemble(newest *physical, pvs []*physical) (*Group, error) {
 	g.lvs = list.sections
 	for _, name := range list.order {
 		lv := list.sections[name]
-		if !lv.has("status", "VISIBLE") {
+		if !lv.has("status", "VISIBLE") || isPool(lv) {
 			continue
 		}
 		v := Volume{Name: name, UUID: lv.str("id")}
-		v.layout, v.Err = g.layoutOf(name, 0)
-		if v.layout != nil {
-			v.Size = v.layout.size
+		t, isThin, err := g.thinOf(lv)
+		switch {
+		case isThin:
+			v.thin, v.Err = t, err
+			if t != nil {
+				v.Size = t.size
+			}
+		default:
+			v.layout, v.Err = g.layoutOf(name, 0)
+			if v.layout != nil {
+				v.Size = v.layout.size
+			}
 		}
 		out.Volumes = append(out.Volumes, v)
 	}

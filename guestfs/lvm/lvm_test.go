@@ -283,7 +283,7 @@ func TestCopies(t *testing.T) {
 	want(t, volume(t, groups, "r"), extent, []string{"1:0-2"})
 }
 
-// TestUnsupported: a thin volume is listed and refused by name.
+// TestUnsupported: a cached volume is listed and refused by name.
 func TestUnsupported(t *testing.T) {
 	l := newLab(t, 1)
 	l.run("vgcreate", "-s", "1M", "vg", l.loops[0])
@@ -295,9 +295,9 @@ func TestUnsupported(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, plain, _ := strings.Cut(string(text), "vg {")
-	img := fakePV(t, l.images()[0], "vg {"+strings.Replace(plain, `"striped"`, `"thin-pool"`, 1))
+	img := fakePV(t, l.images()[0], "vg {"+strings.Replace(plain, `"striped"`, `"cache"`, 1))
 	v := volume(t, scan(t, []disk.Image{img}), "plain")
-	if _, err := v.Open(t.Context()); !errors.Is(err, guestfs.ErrUnsupported) || !strings.Contains(err.Error(), "thin-pool") {
+	if _, err := v.Open(t.Context()); !errors.Is(err, guestfs.ErrUnsupported) || !strings.Contains(err.Error(), "cache") {
 		t.Errorf("open: %v", err)
 	}
 	if v.Size != 2*megabyte {
