@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,6 +64,9 @@ func RestoreOver(ctx context.Context, st *State, repo *store.Repository, vc *vsp
 	if err := o.find(ctx, req.VM); err != nil {
 		return nil, err
 	}
+	if o.newest, err = o.newestSaved(ctx); err != nil {
+		return nil, err
+	}
 	if o.vm.Power != vsphere.PoweredOff && !req.PowerOff {
 		return nil, fmt.Errorf("%w: VM %q is on: switch it off, or say --power-off", ErrBusy, o.vm.Name)
 	}
@@ -95,8 +99,15 @@ type overwriting struct {
 	restoring
 	vm      *vsphere.VM
 	kept    *savedDisks // nil where the point has none that count
+	newest  *savedDisks // of the VM's newest point, likewise
 	touched bool        // something may have been written
 }
+
+// extraRestored is an advanced setting with another value after every restore over
+// a VM. Change tracking sees nothing of what is written to the disks of a VM that
+// is off; so what it says counts only since the last point with the same value.
+// It is set before the first byte is written.
+const extraRestored = "lifeboat.restored"
 
 // find finds the VM, and checks that it has the disks that the point has.
 func (o *overwriting) find(ctx context.Context, pattern string) error {
@@ -125,6 +136,27 @@ func (o *overwriting) find(ctx context.Context, pattern string) error {
 		return fmt.Errorf("%w: VM %q does not have the disks %s as the restore point has them: restore to a new VM", ErrUsage, o.vm.Name, strings.Join(missing, ", "))
 	}
 	return nil
+}
+
+// newestSaved is what the newest point of the VM that says anything of it says of
+// its disks. nil: none does.
+func (o *overwriting) newestSaved(ctx context.Context) (*savedDisks, error) {
+	if o.kept == nil {
+		return nil, nil
+	}
+	points, err := o.repo.Points(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, pt := range slices.Backward(points) {
+		if pt.VMID != o.vm.Identity.String() {
+			continue
+		}
+		if saved, err := readSavedDisks(ctx, o.repo, pt); err == nil && saved != nil {
+			return saved, nil
+		}
+	}
+	return nil, nil
 }
 
 func (o *overwriting) diskOf(vm *vsphere.VM, want store.Disk) (vsphere.Disk, bool) {
@@ -158,32 +190,17 @@ func (o *overwriting) run(ctx context.Context, name string, req RestoreOverReque
 		return nil, err
 	}
 	o.at("snapshot")
-	todo, how := make([]areas, len(o.point.Disks)), make([]string, len(o.point.Disks))
-	for n, d := range o.point.Disks {
-		todo[n], how[n] = o.changed(ctx, snapshot, d)
-	}
-	if req.NoSnapshot || req.SafetyPoint {
-		out.Snapshot = ""
-		if err := o.vc.RemoveSnapshot(ctx, snapshot, vsphere.RemoveOptions{}); err != nil {
-			return nil, err
-		}
-	}
-	now, err := o.vc.VM(ctx, o.vm.Ref)
-	if err != nil {
-		return nil, err
-	}
-	out.Disks, err = o.eachDisk(ctx, func(ctx context.Context, n int, img disk.Image) (RestoredDisk, error) {
-		got, err := o.overwrite(ctx, now, n, img, todo[n])
-		got.How = how[n]
-		return got, err
-	})
-	if err != nil {
-		if !o.touched && out.Snapshot != "" {
+	gone := false
+	if out.Disks, err = o.write(ctx, snapshot, req, &gone); err != nil {
+		if !o.touched && !gone {
 			clean, cancel := afterwards(ctx)
 			defer cancel()
 			err = errors.Join(err, o.vc.RemoveSnapshot(clean, snapshot, vsphere.RemoveOptions{}))
 		}
 		return nil, err
+	}
+	if gone {
+		out.Snapshot = ""
 	}
 	o.at("written")
 	if req.PowerOn {
@@ -192,6 +209,34 @@ func (o *overwriting) run(ctx context.Context, name string, req RestoreOverReque
 		}
 	}
 	return out, nil
+}
+
+// write finds out by the snapshot what differs, and writes it. gone is set once the
+// snapshot is not there any more.
+func (o *overwriting) write(ctx context.Context, snapshot vsphere.Ref, req RestoreOverRequest, gone *bool) ([]RestoredDisk, error) {
+	at, err := o.vc.SnapshotVM(ctx, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	todo, how := make([]areas, len(o.point.Disks)), make([]string, len(o.point.Disks))
+	for n, d := range o.point.Disks {
+		todo[n], how[n] = o.changed(ctx, snapshot, at, d)
+	}
+	if req.NoSnapshot || req.SafetyPoint {
+		if err := o.vc.RemoveSnapshot(ctx, snapshot, vsphere.RemoveOptions{}); err != nil {
+			return nil, err
+		}
+		*gone = true
+	}
+	now, err := o.vc.VM(ctx, o.vm.Ref)
+	if err != nil {
+		return nil, err
+	}
+	return o.eachDisk(ctx, func(ctx context.Context, n int, img disk.Image) (RestoredDisk, error) {
+		got, err := o.overwrite(ctx, now, n, img, todo[n])
+		got.How = how[n]
+		return got, err
+	})
 }
 
 // safetyPoint makes a restore point of the VM as it is now.
@@ -210,27 +255,42 @@ func (o *overwriting) safetyPoint(ctx context.Context, req RestoreOverRequest) (
 
 // changed is what may differ from the point, and how that is known. What the
 // backup left out (swap space, page files) is left as it is.
-func (o *overwriting) changed(ctx context.Context, snapshot vsphere.Ref, d store.Disk) (areas, string) {
+func (o *overwriting) changed(ctx context.Context, snapshot vsphere.Ref, at *vsphere.VM, d store.Disk) (areas, string) {
 	todo, how := areas{{Length: d.Size}}, "compared"
 	kept := o.kept.disk(int32(d.Key))
 	if kept == nil {
 		return todo, how
 	}
-	now, _ := o.diskOf(o.vm, d)
-	if kept.ChangeID != "" && kept.Size == d.Size && (kept.UUID == "" || kept.UUID == now.UUID) {
-		found, err := o.vc.ChangedAreas(ctx, o.vm.Ref, snapshot, int32(d.Key), kept.ChangeID, d.Size)
-		if err != nil {
-			o.log.Warn("change tracking does not tell what differs: the disk is read and compared", "vm", o.vm.Name, "disk", d.Label, "err", err)
-		} else {
-			runs := make([]disk.Extent, len(found))
-			for i, e := range found {
-				runs[i] = disk.Extent{Offset: e.Offset, Length: e.Length}
-			}
-			todo, how = areasOf(runs, d.Size), "changed"
-		}
+	if why := o.distrusted(at, d, kept); why != "" {
+		o.log.Info("the disk is read and compared", "vm", o.vm.Name, "disk", d.Label, "reason", why)
+		return todo.without(kept.leftOut()), how
 	}
-	return todo.without(kept.leftOut()), how
+	found, err := snapshotTracker{o.vc, o.vm.Ref, snapshot}.areas(ctx, vsphere.Disk{Key: int32(d.Key), Size: d.Size}, kept.ChangeID)
+	if err != nil {
+		o.log.Warn("change tracking does not tell what differs: the disk is read and compared", "vm", o.vm.Name, "disk", d.Label, "err", err)
+		return todo.without(kept.leftOut()), how
+	}
+	return found.without(kept.leftOut()), "changed"
 }
+
+// distrusted says why change tracking is not asked what differs from the point.
+func (o *overwriting) distrusted(at *vsphere.VM, d store.Disk, kept *savedDisk) string {
+	now, ok := o.diskOf(at, d)
+	if !ok {
+		return "the snapshot does not have it"
+	}
+	if o.kept.Restored != o.vm.ExtraConfig[extraRestored] {
+		return whyRestored
+	}
+	if newest := o.newest.disk(int32(d.Key)); newest != nil && newest.Distrust != "" && newest.Distrust == changeID(now.ChangeID).epoch() {
+		return "change tracking has missed changes before"
+	}
+	why, _ := distrusted(now, kept)
+	return why
+}
+
+// whyRestored says what extraRestored is for.
+const whyRestored = "a restore has written to it, of which change tracking knows nothing"
 
 // overwriteChunk is how much is compared and written at a time, bytes.
 const overwriteChunk = 1 << 20
@@ -260,7 +320,7 @@ func (o *overwriting) overwrite(ctx context.Context, vm *vsphere.VM, n int, img 
 				return out, context.Cause(ctx)
 			}
 			size := min(overwriteChunk, a.End()-off)
-			written, err := o.writeDifferent(dev, img, want[:size], have[:size], off)
+			written, err := o.writeDifferent(ctx, dev, img, want[:size], have[:size], off)
 			out.Written += written
 			if err != nil {
 				return out, err
@@ -273,7 +333,7 @@ func (o *overwriting) overwrite(ctx context.Context, vm *vsphere.VM, n int, img 
 }
 
 // writeDifferent writes the blocks that differ in [off, off+len(want)).
-func (o *overwriting) writeDifferent(dev disk.Device, img io.ReaderAt, want, have []byte, off int64) (written int64, err error) {
+func (o *overwriting) writeDifferent(ctx context.Context, dev disk.Device, img io.ReaderAt, want, have []byte, off int64) (written int64, err error) {
 	if err := readFull(img, want, off); err != nil {
 		return 0, err
 	}
@@ -285,7 +345,9 @@ func (o *overwriting) writeDifferent(dev disk.Device, img io.ReaderAt, want, hav
 		if bytes.Equal(want[at:end], have[at:end]) {
 			continue
 		}
-		o.touch()
+		if err := o.touch(ctx); err != nil {
+			return written, err
+		}
 		n, err := dev.WriteAt(want[at:end], off+int64(at))
 		written += int64(n)
 		if err != nil {
@@ -295,8 +357,17 @@ func (o *overwriting) writeDifferent(dev disk.Device, img io.ReaderAt, want, hav
 	return written, nil
 }
 
-func (o *overwriting) touch() {
+// touch is called before anything is written; see extraRestored.
+func (o *overwriting) touch(ctx context.Context) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.touched {
+		return nil
+	}
+	err := o.vc.Reconfigure(ctx, o.vm.Ref, vsphere.ChangeSpec{ExtraConfig: map[string]string{extraRestored: newUUID()}})
+	if err != nil {
+		return fmt.Errorf("note in the VM that it is written over, so that the next backup reads all of it: %w", err)
+	}
 	o.touched = true
+	return nil
 }

@@ -32,7 +32,7 @@ type vmDisk struct {
 // addDisks reads the disks, batch by batch, and returns what the next backup has
 // to know of them.
 func (j *vmJob) addDisks(ctx context.Context, w *store.PointWriter, release func()) (savedDisks, error) {
-	saved := savedDisks{Format: savedDisksFormat, Job: j.id}
+	saved := savedDisks{Format: savedDisksFormat, Job: j.id, Restored: j.vm.ExtraConfig[extraRestored]}
 	disks, err := j.inSnapshot()
 	if err != nil {
 		return saved, err
@@ -91,7 +91,7 @@ func (j *vmJob) planDisk(ctx context.Context, d vsphere.Disk) (*vmDisk, error) {
 	if j.snap != nil {
 		t = snapshotTracker{j.client, j.vm.Ref, j.snap.ref}
 	}
-	plan, err := planDisk(ctx, t, d, v.old, planOptions{full: j.req.Full, auditEvery: max(j.req.AuditEvery, 0)})
+	plan, err := planDisk(ctx, t, d, v.old, planOptions{full: j.req.Full, restored: j.restored(), auditEvery: max(j.req.AuditEvery, 0)})
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +105,12 @@ func (j *vmJob) planDisk(ctx context.Context, d vsphere.Disk) (*vmDisk, error) {
 		j.note("disk %s is new", d.Label)
 	}
 	return v, nil
+}
+
+// restored reports whether a restore has written to the VM's disks since the point
+// before. One that began while the snapshot was taken counts.
+func (j *vmJob) restored() bool {
+	return j.saved != nil && (j.vm.ExtraConfig[extraRestored] != j.saved.Restored || j.at.ExtraConfig[extraRestored] != j.saved.Restored)
 }
 
 // addBatch reads some disks at once.

@@ -28,6 +28,8 @@ type savedDisks struct {
 	Format int         `json:"format"`
 	Job    string      `json:"job"`
 	Disks  []savedDisk `json:"disks"`
+	// Restored is the VM's extraRestored when the point was made.
+	Restored string `json:"restored,omitempty"`
 }
 
 const savedDisksFormat = 1
@@ -182,6 +184,7 @@ type tracker interface {
 // planOptions are the wishes that planning heeds.
 type planOptions struct {
 	full       bool // nothing that tracking says is believed
+	restored   bool // the disks were written to behind its back; see extraRestored
 	auditEvery int  // every so many points tracking is checked; 0: never
 }
 
@@ -193,6 +196,8 @@ func planDisk(ctx context.Context, t tracker, d vsphere.Disk, old *savedDisk, o 
 	case old == nil:
 	case o.full:
 		p.Why = "asked for"
+	case o.restored:
+		p.Why = whyRestored
 	default:
 		p.Why, p.Warn = distrusted(d, old)
 	}
