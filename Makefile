@@ -7,12 +7,12 @@ BIN        := bin
 TOOLS      := $(BIN)/tools
 export CGO_ENABLED ?= 0
 
-.PHONY: all build demo test race lint fmt fuzz bench crash e2e clean help
+.PHONY: all build demo demo-vsphere test race lint fmt fuzz bench crash e2e clean help
 
 all: build
 
 help: ## what can be made
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 build: ## bin/lifeboat, one static binary, and its helper for VMware's library
 	$(GO) build -trimpath -o $(BIN)/lifeboat ./cmd/lifeboat
@@ -24,10 +24,15 @@ demo: ## boot a VM from its backup, kill the server under it, move it while it r
 	$(MAKE) --no-print-directory build
 	$(BIN)/lifeboat demo
 
+demo-vsphere: ## the same with a VM that dies in a (simulated) vCenter
+	tools/provision.sh demo
+	$(MAKE) --no-print-directory build
+	$(BIN)/lifeboat demo --vsphere
+
 test: ## every test, the real boot included
 	tools/provision.sh test
 	$(MAKE) --no-print-directory build
-	tools/run-tests.sh ./...
+	LIFEBOAT_E2E=1 tools/run-tests.sh ./...
 
 race: $(TOOLS)/versitygw ## the tests under the race detector
 	tools/provision.sh test
@@ -60,7 +65,7 @@ crash: $(TOOLS)/versitygw ## hundreds of kill -9 and power cuts (CRASH_RUNS, def
 e2e: $(TOOLS)/versitygw ## only the tests that boot machines
 	tools/provision.sh test
 	$(MAKE) --no-print-directory build
-	$(GO) test -count=1 -timeout 30m -run 'Boot|KernelClient|EndToEnd|Script' ./cmd/... ./nfsserver/... ./internal/...
+	LIFEBOAT_E2E=1 $(GO) test -count=1 -timeout 30m -run 'Boot|KernelClient|EndToEnd|Script' ./cmd/... ./nfsserver/... ./internal/...
 
 clean: ## what make built here (caches of disks stay; see lifeboat demo --help)
 	rm -rf $(BIN)

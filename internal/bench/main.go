@@ -67,6 +67,7 @@ func sections() []section {
 		{"boot", "boot from the backup against the raw file", (*bench).boot},
 		{"s3boot", "boot from S3 with and without a trace against a local directory", (*bench).s3boot},
 		{"memory", "memory of the server, idle and with 8 VMs", (*bench).memory},
+		{"vsphere", "recoveries, calls and transports at a (simulated) vCenter", (*bench).vsphere},
 	}
 }
 
