@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -42,6 +43,7 @@ type vmTaker struct {
 	stack  []*vmDir
 	tops   map[string]*vmDir // directories where places go, by key
 	batch  []*putting
+	late   []lateDir         // directories that no item stands for
 	weight int64             // bytes in batch
 	links  map[fileID]string // where the first name of a file with several went
 }
@@ -73,6 +75,9 @@ func (t *vmTaker) takeAll(ctx context.Context, get GetRequest) (*GetResult, erro
 	got, err := t.g.get(ctx, get, t)
 	if err == nil {
 		err = t.flush(ctx)
+	}
+	if err == nil {
+		err = t.dressLate(ctx)
 	}
 	return got, err
 }
@@ -165,16 +170,28 @@ func (t *vmTaker) makeTop(ctx context.Context, parent *vmDir, dir, name, inTree 
 	}
 	t.result.Dirs++
 	parent.has[t.style.key(name)] = vmDirectory
+	if inTree != "" {
+		t.late = append(t.late, lateDir{dir, inTree})
+	}
 	d := &vmDir{path: dir, has: map[string]string{}}
 	t.tops[t.style.key(dir)] = d
-	return d, t.dressTop(ctx, dir, inTree)
+	return d, nil
 }
 
-// dressTop gives a directory what the one of the restore point has, if there is one.
-func (t *vmTaker) dressTop(ctx context.Context, dir, inTree string) error {
-	if inTree == "" {
-		return nil
+// lateDir is a new directory that gets what the one of the restore point has when
+// all else is done.
+type lateDir struct{ path, inTree string }
+
+func (t *vmTaker) dressLate(ctx context.Context) error {
+	for _, d := range slices.Backward(t.late) { // those above come first
+		if err := t.dressTop(ctx, d.path, d.inTree); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+func (t *vmTaker) dressTop(ctx context.Context, dir, inTree string) error {
 	at, err := tree.Walk(ctx, t.g.tree, inTree, tree.Follow)
 	if err != nil {
 		return guestError(err)
