@@ -374,10 +374,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestDead: a mount whose process was killed is cleared away by the next.
+// TestDead: a mount whose process was killed is cleared away by the next, also
+// where the kernel still remembers the directory's attributes, and through a link.
 func TestDead(t *testing.T) {
 	guestfstest.NeedMount(t, "fuse")
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(t.TempDir(), dir); err != nil {
+		t.Fatal(err)
+	}
 	start := func() *exec.Cmd {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), mountHere+"="+dir)
@@ -400,11 +404,15 @@ func TestDead(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, "vm 0")); err != nil {
 			t.Error(err)
 		}
+		if _, err := os.Stat(dir); err != nil {
+			t.Error(err)
+		}
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait()
-		if _, err := os.Stat(dir); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 			t.Fatalf("after the kill: %v", err)
 		}
 	}

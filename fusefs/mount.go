@@ -51,7 +51,7 @@ func New(dir string, tree *browse.Namespace, o Options) (*Mount, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	dir, err := filepath.Abs(dir)
+	dir, err := resolve(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +85,24 @@ func New(dir string, tree *browse.Namespace, o Options) (*Mount, error) {
 		return nil, errors.Join(fmt.Errorf("mount on %s: %w", dir, err), m.unmount())
 	}
 	return m, nil
+}
+
+// resolve is where a directory is without symbolic links on the way, as
+// mountinfo has it; a dead mount there is where it is, too.
+func resolve(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	var at *os.PathError
+	switch {
+	case err == nil:
+		return real, nil
+	case isDead(err) && errors.As(err, &at):
+		return at.Path, nil
+	}
+	return dir, nil // mountable says what is wrong with it
 }
 
 // mountable says what speaks against a directory.
@@ -163,10 +181,12 @@ func release(dir string, flags int) error {
 }
 
 // clearDead unmounts what a process of ours that died has left on dir: its
-// server is gone, and everything in it answers ENOTCONN.
+// server is gone, and everything in it answers ENOTCONN. Not stat: the kernel
+// answers that from memory for a while.
 func clearDead(dir string) error {
-	if _, err := os.Stat(dir); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
-		return nil //nolint:nilerr // whatever else is wrong is not a dead mount
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); !isDead(err) {
+		return nil // whatever else is wrong is not a dead mount
 	}
 	ours, err := isOurs(dir)
 	if err != nil {
@@ -179,6 +199,10 @@ func clearDead(dir string) error {
 		return fmt.Errorf("clear away the dead mount on %s: %w", dir, err)
 	}
 	return nil
+}
+
+func isDead(err error) bool {
+	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
 }
 
 // isOurs looks the mount up.
