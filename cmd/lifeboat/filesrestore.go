@@ -27,7 +27,7 @@ func (p *program) filesRestoreCommand() *cli.Command {
 			"and times are set as far as the user may; what VMware Tools cannot set (extended attributes, ACLs,\n" +
 			"security descriptors, named streams) is listed. `lifeboat files get` has all of it.\n\n" + placeHelp,
 		Flags: slices.Concat([]cli.Flag{
-			&cli.StringFlag{Name: "to-vm", Usage: "the running `VM`: its name, or its path", Required: true},
+			&cli.StringFlag{Name: "to-vm", Usage: "the running `VM`: its name, or its path"},
 			&cli.StringFlag{Name: "to", Usage: "a directory of the guest, `DIR`, instead of where the files were"},
 			&cli.BoolFlag{Name: "overwrite", Usage: "replace files that exist"},
 			&cli.BoolFlag{Name: "read-back", Usage: "read back what was written where the guest cannot tell a checksum"},
@@ -44,6 +44,9 @@ func (p *program) filesRestore(c *cli.Context) error {
 	}
 	req := appliance.ToVMRequest{
 		VM: c.String("to-vm"), To: c.String("to"), Overwrite: c.Bool("overwrite"), ReadBack: c.Bool("read-back"), Logger: p.log,
+	}
+	if req.VM == "" {
+		return fmt.Errorf("%w: say which VM they go to: --to-vm VM", appliance.ErrUsage)
 	}
 	if c.IsSet("to") && req.To == "" {
 		return fmt.Errorf("%w: --to names no directory", appliance.ErrUsage)

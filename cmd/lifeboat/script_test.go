@@ -40,7 +40,7 @@ func TestScript(t *testing.T) {
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"mkdisk": mkdisk, "scribble": scribble, "flip": flip, "json": jsonField, "same": same, "patch": patch, "size": sizeIs, "code": exitCodeIs, "mkrepo": mkrepo,
-		"vsphere": vsphereCmd, "fewcalls": fewCalls, "guest": guest,
+		"vsphere": vsphereCmd, "fewcalls": fewCalls, "guest": guest, "guestdir": guestDirCmd,
 		"background": background, "stop": stop, "crash": crash, "nfs": nfs,
 	}
 }
