@@ -186,17 +186,22 @@ func (w *vsphereWork) endMigration(ctx context.Context, session string, intent I
 // be changed, and setting its mark to what it is changes nothing. The session then
 // stays as it is, and the next command looks again.
 func (w *vsphereWork) lookAfterMigration(ctx context.Context, rec *Session) (string, error) {
-	vm, err := w.sessionVM(ctx, rec.Name)
+	inv, err := w.vc.Inventory(ctx)
 	if err != nil {
 		return "", err
 	}
+	vm := w.findVM(inv, rec.Name)
 	if vm != nil && w.onOurs(vm) == "" {
 		if _, err := w.state.updateSession(rec.Name, func(s *Session) { s.Recovery.State = RecoveryMigrated }); err != nil {
 			return "", err
 		}
 		return fmt.Sprintf("finished: VM %q has moved", vm.Name), w.cleanMigrated(ctx, rec.Name)
 	}
+	// A copy was complete when its process died, but not yet the VM.
 	if vm != nil {
+		if err := w.dropCopies(ctx, inv, rec.Name); err != nil {
+			return "", err
+		}
 		err := w.vc.Reconfigure(ctx, vm.Ref, vsphere.ChangeSpec{ExtraConfig: map[string]string{sessionKey: w.mark(rec.Name)}})
 		if errors.Is(err, vsphere.ErrBusy) {
 			return "", fmt.Errorf("VM %q is still being moved by the vCenter; the next command finishes what is left: %w", vm.Name, err)

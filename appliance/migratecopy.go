@@ -75,6 +75,9 @@ func MigrateByCopy(ctx context.Context, st *State, repo *store.Repository, vc *v
 	if m.vm, err = vc.VM(ctx, m.vm.Ref); err != nil {
 		return err
 	}
+	if m.vm.Power == vsphere.Suspended {
+		return fmt.Errorf("%w: VM %q is suspended, and what it has in memory cannot be copied: resume it, or shut it down", ErrUsage, m.vm.Name)
+	}
 	intent, err := st.begin(Intent{
 		Kind: IntentRelocate, Session: req.Session, VCenter: rec.Recovery.VCenter, VM: m.vm.Identity,
 		Object: map[string]string{"name": m.vm.Name, "target": req.Datastore},
@@ -156,13 +159,22 @@ func (m *copying) copy(ctx context.Context, mark string) error {
 			return err
 		}
 	}
+	// Who switched it on meanwhile has a guest that writes what is not in the copy.
+	now, err := m.vc.VM(ctx, m.vm.Ref)
+	if err != nil {
+		return err
+	}
+	if now.Power != vsphere.PoweredOff {
+		return fmt.Errorf("%w: somebody has switched VM %q on while the last of it was copied", ErrBusy, now.Name)
+	}
 	note := strings.TrimPrefix(strings.TrimPrefix(m.vm.Annotation, m.rec.Recovery.Note), "\n")
-	err := m.vc.Reconfigure(ctx, m.into.Ref, vsphere.ChangeSpec{
+	err = m.vc.Reconfigure(ctx, m.into.Ref, vsphere.ChangeSpec{
 		Annotation: &note, ExtraConfig: map[string]string{copiedKey: m.mark(m.req.Session), sessionKey: ""},
 	})
 	if err != nil {
 		return err
 	}
+	m.at("marked")
 	_, err = m.state.updateSession(m.req.Session, func(s *Session) { s.Recovery.State = RecoveryCopied })
 	return err
 }
@@ -308,6 +320,9 @@ func (w *vsphereWork) finishCopy(ctx context.Context, session string) error {
 		return err
 	}
 	if old := w.findVM(inv, session); old != nil {
+		if old.Power != vsphere.PoweredOff {
+			return w.copyIsOld(ctx, rec, old)
+		}
 		if err := w.removeVM(ctx, old); err != nil {
 			return err
 		}
@@ -337,4 +352,33 @@ func (w *vsphereWork) finishCopy(ctx context.Context, session string) error {
 		return err
 	}
 	return w.unmountUnused(ctx)
+}
+
+// copyIsOld takes back a copy that is complete: somebody has switched the old VM
+// on before the new one could take its place, and what it writes is not in the copy.
+func (w *vsphereWork) copyIsOld(ctx context.Context, rec *Session, old *vsphere.VM) error {
+	if _, err := w.state.updateSession(rec.Name, func(s *Session) { s.Recovery.State = RecoveryMigrating }); err != nil {
+		return err
+	}
+	if _, err := w.lookAfterMigration(ctx, rec); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: VM %q was switched on after it had been copied, and has written since: it runs on from the backup, and the copy is removed; move it again", ErrBusy, old.Name)
+}
+
+// dropCopies removes copies of a session's VM that are complete, and have not
+// become the VM.
+func (w *vsphereWork) dropCopies(ctx context.Context, inv *vsphere.Inventory, session string) error {
+	for _, vm := range inv.VMs {
+		if vm.ExtraConfig[copiedKey] != w.mark(session) {
+			continue
+		}
+		if vm.Power != vsphere.PoweredOff {
+			return fmt.Errorf("%w: VM %q is a copy of session %q that was not to be used yet, and somebody has switched it on: switch off one of the two", ErrBusy, vm.Name, session)
+		}
+		if err := w.vc.DeleteVM(ctx, vm.Ref); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -242,8 +242,11 @@ func (w *vsphereWork) onOurs(vm *vsphere.VM) string {
 			return d.Label
 		}
 	}
-	if strings.HasPrefix(vm.VMX, prefix) {
+	switch {
+	case strings.HasPrefix(vm.VMX, prefix):
 		return "its configuration"
+	case vm.VMX == "": // vSphere cannot read it now; its disks are not told either
+		return "what vSphere does not tell now"
 	}
 	return ""
 }

@@ -36,6 +36,11 @@ func (c *Client) describeVM(t *tree, o *mo.VirtualMachine) VM {
 	}
 	if o.Config != nil {
 		c.describeConfig(&v, t, o.Config)
+		return v
+	}
+	// Of a VM whose files are out of reach vSphere knows no more than this.
+	if v.VMX = o.Summary.Config.VmPathName; o.Summary.Config.InstanceUuid != "" {
+		v.Identity = Identity{VCenter: c.about.InstanceUUID, VM: o.Summary.Config.InstanceUuid}
 	}
 	return v
 }

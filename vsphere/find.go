@@ -14,7 +14,7 @@ import (
 var fullVMProps = []string{
 	"name", "parent", "parentVApp", "resourcePool", "snapshot", "capability.changeTrackingSupported", "config",
 	"runtime.powerState", "runtime.connectionState", "runtime.host", "runtime.consolidationNeeded",
-	"guest.toolsRunningStatus", "guest.ipAddress", "layoutEx.file",
+	"guest.toolsRunningStatus", "guest.ipAddress", "layoutEx.file", "summary.config.vmPathName", "summary.config.instanceUuid",
 }
 
 // surroundings selects what a VM stands in: the folders above it, its host,

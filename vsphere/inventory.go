@@ -30,7 +30,7 @@ var vmProps = []string{
 	"config.uuid", "config.instanceUuid", "config.template", "config.guestId", "config.version", "config.firmware", "config.bootOptions",
 	"config.changeTrackingEnabled", "config.annotation", "config.files", "config.hardware", "config.extraConfig", "config.keyId",
 	"runtime.powerState", "runtime.connectionState", "runtime.host", "runtime.consolidationNeeded",
-	"guest.toolsRunningStatus", "guest.ipAddress",
+	"guest.toolsRunningStatus", "guest.ipAddress", "summary.config.vmPathName", "summary.config.instanceUuid",
 }
 
 // Inventory fetches everything with one retrieval (in pages of 1,000 objects).

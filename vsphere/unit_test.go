@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 	"pgregory.net/rapid"
 )
@@ -332,5 +333,20 @@ func TestExactBody(t *testing.T) {
 	}
 	if got, err := read(-1, "12345"); got != "12345" || err != nil {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestVMOutOfReach: of a VM whose files a host cannot read there is no
+// configuration, and still it is known which one it is and where.
+func TestVMOutOfReach(t *testing.T) {
+	c := &Client{about: About{InstanceUUID: "vc"}}
+	tr, err := newTree(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &mo.VirtualMachine{}
+	o.Summary.Config.VmPathName, o.Summary.Config.InstanceUuid = "[lifeboat-1] s/web/web.vmx", "vm"
+	if v := c.describeVM(tr, o); v.VMX != "[lifeboat-1] s/web/web.vmx" || v.Identity != (Identity{"vc", "vm"}) {
+		t.Errorf("%+v", v)
 	}
 }
