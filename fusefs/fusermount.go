@@ -6,12 +6,22 @@ import (
 	"strings"
 )
 
+// fusermountProgram is the program that mounted: go-fuse looks in /bin, too, where
+// PATH does not have it.
+func fusermountProgram() string {
+	for _, name := range []string{"fusermount3", "fusermount"} {
+		for _, try := range []string{name, "/bin/" + name} {
+			if path, err := exec.LookPath(try); err == nil {
+				return path
+			}
+		}
+	}
+	return "fusermount3" // and its absence is the error
+}
+
 // fusermount unmounts for who is not root.
 func fusermount(dir string, lazy bool) error {
-	name := "fusermount3"
-	if _, err := exec.LookPath(name); err != nil {
-		name = "fusermount"
-	}
+	name := fusermountProgram()
 	args := []string{"-u", dir}
 	if lazy {
 		args = []string{"-u", "-z", dir}
