@@ -40,6 +40,7 @@ func (p *program) filesCommand() *cli.Command {
 				Action:      p.withPlace(p.filesCat),
 			},
 			p.filesGetCommand(),
+			p.filesDiffCommand(),
 			p.filesRestoreCommand(),
 		},
 	}
