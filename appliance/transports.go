@@ -72,7 +72,8 @@ func (t Transports) request(c *vsphere.Client, vm *vsphere.VM, snapshot vsphere.
 		r.HotAdd = hotAdder{t.state, c, t.proxy, d, cmp.Or(t.Proxy.Devices, devicesByID)}
 	}
 	if t.Login.Password != "" {
-		r.Server, r.Username, r.Password, r.Thumbprint = c.About().Server, t.Login.Username, t.Login.Password, t.Login.Thumbprint
+		r.Server, r.Username, r.Password = c.About().Server, t.Login.Username, t.Login.Password
+		r.Thumbprint = cmp.Or(t.Login.Thumbprint, c.Thumbprint()) // of who is known by a known_hosts file or an authority of the user's
 	}
 	return r
 }

@@ -83,6 +83,9 @@ func TestTrust(t *testing.T) {
 		edit(&o)
 		c, err := vsphere.Dial(t.Context(), o)
 		if err == nil {
+			if c.Thumbprint() != s.Thumbprint() {
+				t.Errorf("the server was believed, and its thumbprint is said to be %q", c.Thumbprint())
+			}
 			err = c.Close(t.Context())
 		}
 		return err

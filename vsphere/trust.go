@@ -32,6 +32,7 @@ type trust struct {
 
 	mu     sync.Mutex
 	listed map[string][]string // host:port → thumbprints
+	seen   string              // SHA-256 of the server's certificate that was accepted last
 }
 
 // newTrust reads the files that Options name. A known_hosts file that is not
@@ -123,7 +124,13 @@ func (t *trust) dial(ctx context.Context, network, addr string) (net.Conn, error
 		ServerName: host,
 		// The chain is verified in check, which knows of thumbprints too.
 		InsecureSkipVerify: true,
-		VerifyConnection:   func(s tls.ConnectionState) error { return t.check(addr, host, s.PeerCertificates) },
+		VerifyConnection: func(s tls.ConnectionState) error {
+			err := t.check(addr, host, s.PeerCertificates)
+			if err == nil && addr == t.server && len(s.PeerCertificates) > 0 {
+				t.note(s.PeerCertificates[0])
+			}
+			return err
+		},
 	})
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -132,6 +139,23 @@ func (t *trust) dial(ctx context.Context, network, addr string) (net.Conn, error
 		return nil, err
 	}
 	return conn, nil
+}
+
+// note remembers the server's certificate, for who connects to it on his own.
+func (t *trust) note(leaf *x509.Certificate) {
+	sum := sha256.Sum256(leaf.Raw)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.seen = colons(sum[:])
+}
+
+// Thumbprint is the SHA-256 of the certificate by which the server was last
+// believed, whatever it was believed for: another program that is given it
+// trusts the same server, and no other.
+func (c *Client) Thumbprint() string {
+	c.trust.mu.Lock()
+	defer c.trust.mu.Unlock()
+	return c.trust.seen
 }
 
 func (t *trust) check(addr, host string, chain []*x509.Certificate) error {
