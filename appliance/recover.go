@@ -189,6 +189,12 @@ func (r *recovering) steer(ctx context.Context, rec *Recovery) error {
 			return err
 		}
 	}
+	// Its NICs are where they belong, and DRS knows: from here on it is finished,
+	// not undone.
+	if _, err := r.state.updateSession(r.session, func(s *Session) { s.Recovery.State = RecoveryRegistered }); err != nil {
+		return err
+	}
+	r.at("registered")
 	if r.req.PowerOn {
 		if err := r.step("power-on", func() error { return r.vc.PowerOn(ctx, r.ref) }); err != nil {
 			return fmt.Errorf("VM %q is registered but not on: %w", r.rec.Recovery.VM, err)
@@ -268,10 +274,7 @@ func (r *recovering) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.state.updateSession(r.session, func(s *Session) {
-		s.Recovery.State, s.Recovery.Identity = RecoveryRegistered, vm.Identity
-	})
-	if err != nil {
+	if _, err = r.state.updateSession(r.session, func(s *Session) { s.Recovery.Identity = vm.Identity }); err != nil {
 		return err
 	}
 	return r.plug(ctx, vm)

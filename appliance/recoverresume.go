@@ -22,7 +22,7 @@ import (
 //	state        what may be there                     what is done about it
 //	publishing   files, export                         undone
 //	mounted      files, export, perhaps the VM, off    undone
-//	registered   the VM, perhaps on                    finished: pinned, powered on
+//	registered   the VM, plugged and pinned, perhaps on  finished: powered on
 //	running      all                                   nothing
 //	migrating    the VM here, there, or on its way     there: finished; else it runs on
 //	migrated     the VM there, our things              finished: our things are removed

@@ -14,7 +14,7 @@ type RecoveryState string
 const (
 	RecoveryPublishing RecoveryState = "publishing" // files are written, the export serves them
 	RecoveryMounted    RecoveryState = "mounted"    // the hosts have the datastore
-	RecoveryRegistered RecoveryState = "registered" // the VM is in the inventory
+	RecoveryRegistered RecoveryState = "registered" // the VM is in the inventory, its NICs where they belong
 	RecoveryRunning    RecoveryState = "running"    // all was done that `recover` was asked for
 	RecoveryMigrating  RecoveryState = "migrating"
 	RecoveryMigrated   RecoveryState = "migrated" // nothing of it is on our datastore: only cleaning up is left

@@ -32,6 +32,8 @@ import (
 //   - a file is left out by its name only in the root directory, only as a system
 //     file, only if the file system vouches that its metadata are up to date, and
 //     not if it holds a hibernated system;
+//   - of a volume group with thin volumes or snapshots everything stays: what is
+//     swap in one volume may be data in another;
 //   - the edges of a disk, where partition tables are, always stay;
 //   - an error, and a disk that this backup does not read, leave nothing out.
 //
@@ -140,6 +142,10 @@ func (f skipFinder) volumes(ctx context.Context, disks []*flat) []guestVolume {
 		}
 	}
 	for _, g := range groups {
+		if g.Shared { // what a volume never wrote since it became swap may be a snapshot's
+			f.log.Debug("what is in logical volumes is stored, because the group has snapshots", "group", g.Name)
+			continue
+		}
 		for _, lv := range g.Volumes {
 			if img, err := lv.Open(ctx); err == nil {
 				out = append(out, guestVolume{img, g.Name + "/" + lv.Name})

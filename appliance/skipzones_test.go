@@ -194,6 +194,53 @@ func TestSwapInLogicalVolumes(t *testing.T) {
 	}
 }
 
+// TestSwapWithASnapshotIsStored: a volume was data, got a snapshot, and became
+// swap. What the swap has not been written over is still the snapshot's.
+func TestSwapWithASnapshotIsStored(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("making logical volumes needs root")
+	}
+	for _, shared := range []bool{false, true} {
+		disks := lvmDisks(t, 1, 32*mib, func(run func(args ...string), pvs []string) {
+			run("vgcreate", "-s", "1m", "vg0", pvs[0])
+			run("lvcreate", "-an", "-Zn", "-Wn", "-L", "10m", "-n", "swap", "vg0")
+			run("lvcreate", "-an", "-Zn", "-Wn", "-L", "4m", "-n", "before", "vg0")
+			if !shared {
+				return
+			}
+			file := filepath.Join(t.TempDir(), "vg0")
+			run("vgcfgbackup", "-f", file, "vg0")
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const snapshot = `logical_volumes {
+				snapshot0 {
+					id = "AAAAAA-AAAA-AAAA-AAAA-AAAA-AAAA-AAAAAA"
+					status = ["READ", "WRITE", "VISIBLE"]
+					flags = []
+					segment_count = 1
+					segment1 {
+						start_extent = 0
+						extent_count = 10
+						type = "snapshot"
+						chunk_size = 8
+						origin = "swap"
+						cow_store = "before"
+					}
+				}`
+			if err := os.WriteFile(file, bytes.Replace(text, []byte("logical_volumes {"), []byte(snapshot), 1), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			run("vgcfgrestore", "--force", "-f", file, "vg0")
+		})
+		mkswap(disks[0][mib:], 10*mib/swapPage)
+		if got := zonesOf(t, disks[0]); (got[0].bytes() == 0) != shared {
+			t.Errorf("with a snapshot %v: left out are %v", shared, got[0])
+		}
+	}
+}
+
 // lvmDisks are disks of noise with what LVM's tools made of them.
 func lvmDisks(t *testing.T, n, size int, make func(run func(args ...string), pvs []string)) [][]byte {
 	t.Helper()

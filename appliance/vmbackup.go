@@ -306,9 +306,14 @@ func selectVMs(inv *vsphere.Inventory, req BackupVMsRequest) (vms []*vsphere.VM,
 const extraSession = "lifeboat.session"
 
 // ownKind reports whether a VM is left out unless it is named: VMs that run from
-// our own datastore, and those that vSphere keeps for itself.
+// a Lifeboat's datastore, and those that vSphere keeps for itself. The mark alone
+// says nothing: a VM that a person has moved to other storage, or cloned, has it,
+// too, and is production.
 func ownKind(vm *vsphere.VM) bool {
-	return vm.ExtraConfig[extraSession] != "" || vm.Folder == "vCLS" && strings.HasPrefix(vm.Name, "vCLS")
+	ours := func(datastore string) bool { return strings.HasPrefix(datastore, ourPrefix) }
+	home, _ := splitDatastorePath(vm.VMX)
+	return vm.ExtraConfig[extraSession] != "" && (ours(home) || slices.ContainsFunc(vm.Disks, func(d vsphere.Disk) bool { return ours(d.Datastore) })) ||
+		vm.Folder == "vCLS" && strings.HasPrefix(vm.Name, "vCLS")
 }
 
 // spread orders VMs by name, the first of each host, then the second of each.

@@ -359,17 +359,19 @@ func TestBackupVMDisksComeAndGo(t *testing.T) {
 
 func TestBackupVMSelection(t *testing.T) {
 	t.Parallel()
-	specs := []esxsim.VMSpec{tracked("web1", mib), tracked("web2", mib), tracked("db1", mib), tracked("run", mib)}
+	specs := []esxsim.VMSpec{tracked("web1", mib), tracked("web2", mib), tracked("db1", mib), tracked("run", mib), tracked("moved", mib)}
 	specs[0].Folder, specs[1].Folder, specs[2].Tags = "Prod/Web", "Prod/Web", []string{"gold"}
-	specs[3].Extra = map[string]string{extraSession: "s1"}
-	l := newVMLab(t, esxsim.Options{VMs: specs})
+	// Marks of sessions: one VM runs from a Lifeboat, the other is somewhere else by now.
+	specs[3].Extra, specs[4].Extra = map[string]string{extraSession: "s1"}, map[string]string{extraSession: "s2"}
+	specs[3].Disks[0].Datastore = "lifeboat-00000000"
+	l := newVMLab(t, esxsim.Options{VMs: specs, Datastores: []string{"datastore1", "datastore2", "lifeboat-00000000"}})
 	for want, change := range map[string]func(*BackupVMsRequest){
-		"db1 web1 web2": func(q *BackupVMsRequest) { q.All = true },
-		"db1 web2":      func(q *BackupVMsRequest) { q.All, q.Exclude = true, []string{"web1"} },
-		"web1 web2":     func(q *BackupVMsRequest) { q.Patterns = []string{"folder:Prod"} },
-		"db1":           func(q *BackupVMsRequest) { q.Patterns = []string{"tag:gold"} },
-		"run":           func(q *BackupVMsRequest) { q.Patterns = []string{"run"} },
-		"web1":          func(q *BackupVMsRequest) { q.Patterns = []string{"Prod/Web/*", "web1"}; q.Exclude = []string{"web2"} },
+		"db1 moved web1 web2": func(q *BackupVMsRequest) { q.All = true },
+		"db1 moved web2":      func(q *BackupVMsRequest) { q.All, q.Exclude = true, []string{"web1"} },
+		"web1 web2":           func(q *BackupVMsRequest) { q.Patterns = []string{"folder:Prod"} },
+		"db1":                 func(q *BackupVMsRequest) { q.Patterns = []string{"tag:gold"} },
+		"run":                 func(q *BackupVMsRequest) { q.Patterns = []string{"run"} },
+		"web1":                func(q *BackupVMsRequest) { q.Patterns = []string{"Prod/Web/*", "web1"}; q.Exclude = []string{"web2"} },
 	} {
 		var q BackupVMsRequest
 		change(&q)

@@ -65,7 +65,7 @@ func (s *State) takeSnapshot(ctx context.Context, c *vsphere.Client, vm *vsphere
 	in, err := s.beginUnless(Intent{
 		Kind: IntentSnapshot, Job: job, VCenter: vm.Identity.VCenter, VM: vm.Identity, Object: map[string]string{"name": name, "vm": vm.Name},
 	}, func(other Intent) error {
-		if other.Kind == IntentSnapshot && other.VM == vm.Identity {
+		if other.Kind == IntentSnapshot && other.VM.VM == vm.Identity.VM { // seen through a vCenter or its host
 			return fmt.Errorf("the VM is %w: another lifeboat process is backing it up; wait for it, or end it", ErrBusy)
 		}
 		return nil
@@ -289,9 +289,11 @@ func (s *State) removeLeftovers(ctx context.Context, c *vsphere.Client, vm *vsph
 	if err != nil {
 		return 0, err
 	}
+	// By its name alone: a backup of the VM may be at work through the host, and
+	// this one see it through the vCenter.
 	busy := func(sn vsphere.Snapshot) bool {
 		return slices.ContainsFunc(all, func(in Intent) bool {
-			return in.Kind == IntentSnapshot && in.VM == vm.Identity && in.Object["name"] == sn.Name && !in.abandoned()
+			return in.Kind == IntentSnapshot && in.Object["name"] == sn.Name && !in.abandoned()
 		})
 	}
 	return removeSnapshots(ctx, c, vm, func(sn vsphere.Snapshot) bool { return isOurs(sn, appliance) && !busy(sn) })

@@ -26,6 +26,9 @@ type Group struct {
 	Volumes []Volume `json:"volumes"` // those that a person sees, by name
 	// Missing are the UUIDs of physical volumes that are on no disk given.
 	Missing []string `json:"missing,omitempty"`
+	// Shared: it has thin volumes or snapshots, so that what lies where one volume
+	// is may belong to another, too.
+	Shared bool `json:"-"`
 }
 
 // Volume is a logical volume.
@@ -176,6 +179,7 @@ func assemble(newest *physical, pvs []*physical) (*Group, error) {
 	g.lvs = list.sections
 	for _, name := range list.order {
 		lv := list.sections[name]
+		out.Shared = out.Shared || lv.shares()
 		if !lv.has("status", "VISIBLE") || isPool(lv) {
 			continue
 		}
@@ -197,6 +201,17 @@ func assemble(newest *physical, pvs []*physical) (*Group, error) {
 	}
 	slices.SortFunc(out.Volumes, func(a, b Volume) int { return cmp.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// shares reports whether a volume has its content in common with others.
+func (s *section) shares() bool {
+	for _, segment := range s.sections {
+		switch segment.str("type") {
+		case "snapshot", "thin", "thin-pool":
+			return true
+		}
+	}
+	return false
 }
 
 // addDevice finds the image of a physical volume and returns its UUID if there

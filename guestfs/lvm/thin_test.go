@@ -134,7 +134,7 @@ func TestThin(t *testing.T) {
 		t.Fatal(err)
 	}
 	groups := scan(t, images)
-	if len(groups[0].Volumes) != 2 {
+	if len(groups[0].Volumes) != 2 || !groups[0].Shared {
 		t.Fatalf("the volumes: %+v", groups[0].Volumes)
 	}
 	for name, mapping := range map[string]map[int]int{"thin": first, "snapshot": second} {
