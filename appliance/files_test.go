@@ -357,6 +357,23 @@ func TestGetInterrupted(t *testing.T) {
 	}
 }
 
+// TestGetFailed: where one of the places is not there, nothing of the others
+// appears, and a directory made for them goes.
+func TestGetFailed(t *testing.T) {
+	h := &hostile{entries: map[guestfs.Inode][]guestfs.Dirent{1: {entry("good", 44)}}}
+	g := &Guest{report: oneVolume(), fs: func(context.Context, int) (guestfs.FS, error) { return h, nil }}
+	req := GetRequest{Places: []string{"disk0/good", "disk0/typo"}}
+	there := t.TempDir()
+	for _, out := range []string{there, filepath.Join(there, "new")} {
+		if _, err := g.GetToDir(t.Context(), req, GetDirOptions{Output: out}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%v, want %v", err, ErrNotFound)
+		}
+		if left, err := os.ReadDir(there); err != nil || len(left) > 0 {
+			t.Errorf("%v is left, %v", left, err)
+		}
+	}
+}
+
 func TestResolveFile(t *testing.T) {
 	file := guestfstest.NewImage(t, 1<<20)
 	repo, pt := pointOf(t, file)

@@ -25,12 +25,20 @@ type GetDirOptions struct {
 // GetToDir takes files out of a guest into a directory, with whatever of their
 // metadata the caller may set. Nothing that exists is written over. Files appear
 // when all is done: until then they are in a directory of their own in it, which
-// goes away when somebody interrupts.
+// goes away when somebody interrupts, the disk is full or a place is not there;
+// the output directory, too, if it was made for this.
 //
 // What a guest calls its files cannot lead out of the directory: every name is
 // one name, made in the open directory that it belongs to and nowhere else, and no
 // link is followed. A guest's links are made as they are.
-func (g *Guest) GetToDir(ctx context.Context, req GetRequest, opts GetDirOptions) (*GetResult, error) {
+func (g *Guest) GetToDir(ctx context.Context, req GetRequest, opts GetDirOptions) (_ *GetResult, err error) {
+	if _, missing := os.Lstat(opts.Output); errors.Is(missing, os.ErrNotExist) {
+		defer func() {
+			if err != nil {
+				_ = os.Remove(opts.Output) // not if somebody else has put something there
+			}
+		}()
+	}
 	if err := os.MkdirAll(opts.Output, 0o700); err != nil {
 		return nil, fmt.Errorf("get: %w", err)
 	}
@@ -50,10 +58,10 @@ func (g *Guest) GetToDir(ctx context.Context, req GetRequest, opts GetDirOptions
 	}
 	d.stack = d.open[:1:1]
 	result, err := g.get(ctx, req, d)
-	if err != nil && (ctx.Err() != nil || errors.Is(err, ErrUsage)) {
+	if err != nil {
 		return result, err
 	}
-	return result, errors.Join(err, d.publish())
+	return result, d.publish()
 }
 
 // dirTaker writes into a directory. stack are the open directories on the way to
