@@ -29,6 +29,7 @@ import (
 	"syscall"
 	"time"
 
+	"lifeboat/appliance"
 	"lifeboat/internal/guestimage"
 	"lifeboat/internal/qemu/netns"
 )
@@ -68,10 +69,12 @@ func sections() []section {
 		{"s3boot", "boot from S3 with and without a trace against a local directory", (*bench).s3boot},
 		{"memory", "memory of the server, idle and with 8 VMs", (*bench).memory},
 		{"vsphere", "recoveries, calls and transports at a (simulated) vCenter", (*bench).vsphere},
+		{"files", "files of guests against the kernel's own mount of the same image", (*bench).files},
 	}
 }
 
 func main() {
+	appliance.GuestWorker()
 	// Children die with the thread that started them (see process.go).
 	runtime.LockOSThread()
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -144,6 +147,9 @@ func (o options) programs() []string {
 	if o.wants("backup", "incremental", "random", "restore") {
 		list = append(list, "restic", "borg", "fusermount")
 	}
+	if o.wants("files") {
+		list = append(list, filesPrograms()...)
+	}
 	return list
 }
 
@@ -160,6 +166,11 @@ func outside(ctx context.Context, opt options, stdout, stderr io.Writer) error {
 	}
 	if opt.wants("boot", "s3boot", "memory", "ingest", "store", "backup", "incremental", "changed", "restore") {
 		if _, err := guestDisk(ctx, stderr); err != nil {
+			return err
+		}
+	}
+	if opt.wants("files") {
+		if err := fetchMicroVM(ctx, opt, stderr); err != nil {
 			return err
 		}
 	}

@@ -31,6 +31,8 @@ type Figure struct {
 	// reach, or not exceed if AtMost; 0: the figure is for information.
 	Target float64 `json:"target,omitempty"`
 	AtMost bool    `json:"at_most,omitempty"`
+	// Absolute says that the target is about Ours although there is a peer.
+	Absolute bool `json:"absolute,omitempty"`
 
 	Rounds    int          `json:"rounds"`
 	OursNotes notes        `json:"ours_notes,omitempty"`
@@ -93,7 +95,7 @@ func median(values []float64) float64 {
 
 // compared is the value that the target is about.
 func (f Figure) compared() float64 {
-	if f.PeerName == "" {
+	if f.PeerName == "" || f.Absolute {
 		return f.Ours
 	}
 	return f.Ratio.Median
@@ -127,7 +129,7 @@ func (f Figure) target() string {
 	if f.AtMost {
 		sign = "≤ "
 	}
-	if f.PeerName == "" {
+	if f.PeerName == "" || f.Absolute {
 		unit = " " + f.Unit
 	}
 	return sign + number(f.Target) + unit
