@@ -10,6 +10,7 @@ package webdav
 import (
 	"context"
 	"crypto/subtle"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -117,6 +118,11 @@ func (f *files) Stat(ctx context.Context, name string) (os.FileInfo, error) {
 
 func (f *files) stat(ctx context.Context, name string) (*info, error) {
 	at, err := f.tree.Walk(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, guestfs.ErrNotDir) {
+		// x/net/webdav asks os.IsNotExist, which does not unwrap: PROPFIND of what
+		// file managers look for (desktop.ini, ._name) would be 405.
+		return nil, &fs.PathError{Op: "look up", Path: name, Err: fs.ErrNotExist}
+	}
 	if err != nil {
 		return nil, err
 	}

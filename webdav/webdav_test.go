@@ -171,9 +171,12 @@ func TestReading(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	s := server(t, webdav.Options{})
-	for _, path := range []string{"/files/root/out", "/files/root/none", "/files/none", "/../../etc/passwd", "/files/root/%2e%2e/%2e%2e/%2e%2e/etc/passwd"} {
+	for _, path := range []string{"/files/root/out", "/files/root/none", "/files/root/etc/hosts/none", "/files/none", "/../../etc/passwd", "/files/root/%2e%2e/%2e%2e/%2e%2e/etc/passwd"} {
 		if code, body, _ := do(t, s, "GET", point+path); code != http.StatusNotFound {
 			t.Errorf("%s: %d %q", path, code, body)
+		}
+		if code, body, _ := do(t, s, "PROPFIND", point+path, "Depth", "0"); code != http.StatusNotFound {
+			t.Errorf("PROPFIND %s: %d %q", path, code, body)
 		}
 	}
 	for _, method := range []string{"PUT", "DELETE", "MKCOL", "MOVE", "COPY", "LOCK", "PROPPATCH", "POST"} {
