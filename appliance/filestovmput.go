@@ -108,7 +108,7 @@ func (t *vmTaker) prepare(ctx context.Context) error {
 	}
 	somebody := int32(1)
 	err = t.guest.SetAttributes(ctx, temp, vsphere.GuestFileAttrs{Owner: &somebody, Group: &somebody})
-	if t.chown = err == nil; !t.chown && (fatalInGuest(ctx, err)) {
+	if t.chown = err == nil; !t.chown && fatalInGuest(ctx, err) {
 		return err
 	}
 	if t.chown {
