@@ -98,7 +98,7 @@ func (h hotAdder) Attach(ctx context.Context) (device string, detach func(contex
 	}
 	key, err := h.client.AttachDisk(ctx, h.proxy.Ref, vsphere.AttachSpec{File: h.disk.File, Mode: "independent_nonpersistent"})
 	if err != nil {
-		return "", nil, errors.Join(err, h.state.release(in.ID))
+		return "", nil, errors.Join(err, h.takeBack(ctx, in))
 	}
 	detach = func(ctx context.Context) error {
 		if err := h.client.DetachDisk(ctx, h.proxy.Ref, key, true); err != nil {
@@ -112,6 +112,21 @@ func (h hotAdder) Attach(ctx context.Context) (device string, detach func(contex
 		return "", nil, errors.Join(err, detach(late))
 	}
 	return link, detach, nil
+}
+
+// takeBack makes sure that an attachment which is said to have failed is not there:
+// the snapshot could not be removed under it.
+func (h hotAdder) takeBack(ctx context.Context, in Intent) error {
+	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	err := h.client.Settle(late, h.proxy.Ref)
+	if err == nil {
+		_, err = h.state.undoHotAdd(late, h.client, in)
+	}
+	if err != nil {
+		return errors.Join(err, h.state.release(in.ID))
+	}
+	return h.state.done(in.ID)
 }
 
 // appears waits for a device.

@@ -141,7 +141,7 @@ func (s *State) BackupVMs(ctx context.Context, repo *store.Repository, c *vspher
 	req.Transports = req.Transports.inside(s, inv)
 	report := &VMBackupReport{Excluded: excluded}
 	run := &vmRun{
-		state: s, repo: repo, client: c, req: req, throttle: newThrottle(req.Limits),
+		state: s, repo: repo, client: c, req: req, throttle: newThrottle(req.Limits), named: namesByIdentity(inv),
 		points: sync.OnceValues(func() ([]*store.Point, error) { return repo.Points(ctx) }),
 	}
 	if err := run.preflight(ctx, inv, vms); err != nil {
@@ -178,6 +178,7 @@ type vmRun struct {
 	throttle *throttle
 	points   func() ([]*store.Point, error) // of the repository, when the run began
 
+	named      map[vsphere.Identity][]string     // what the VMs with an identity are called
 	missing    map[vsphere.Ref][]vsphere.Missing // by VM or datastore
 	datastores map[string]vsphere.Ref            // by name
 }
@@ -314,6 +315,16 @@ func ownKind(vm *vsphere.VM) bool {
 	home, _ := splitDatastorePath(vm.VMX)
 	return vm.ExtraConfig[extraSession] != "" && (ours(home) || slices.ContainsFunc(vm.Disks, func(d vsphere.Disk) bool { return ours(d.Datastore) })) ||
 		vm.Folder == "vCLS" && strings.HasPrefix(vm.Name, "vCLS")
+}
+
+// namesByIdentity finds VMs that nothing tells apart: a stand-alone host gives the
+// copy of a VM the same UUIDs, and its disks the same change IDs.
+func namesByIdentity(inv *vsphere.Inventory) map[vsphere.Identity][]string {
+	named := make(map[vsphere.Identity][]string, len(inv.VMs))
+	for i := range inv.VMs {
+		named[inv.VMs[i].Identity] = append(named[inv.VMs[i].Identity], inv.VMs[i].Name)
+	}
+	return named
 }
 
 // spread orders VMs by name, the first of each host, then the second of each.

@@ -125,6 +125,9 @@ func (j *vmJob) check(ctx context.Context) error {
 	if m := fatal(j.missing[j.vm.Ref]); len(m) > 0 {
 		return fmt.Errorf("%w: %s; give the user a role that has them", vsphere.ErrPermission, strings.Join(m, ", "))
 	}
+	if twins := j.named[j.vm.Identity]; len(twins) > 1 && j.vm.Identity.VM != "" {
+		return fmt.Errorf("the VMs %q have the same instanceUuid, and the history of one would become the other's: give one a new one (vc.uuid in its .vmx; removing it does)", twins)
+	}
 	now, err := j.client.VM(ctx, j.vm.Ref)
 	if err != nil {
 		return err
