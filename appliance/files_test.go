@@ -374,6 +374,25 @@ func TestGetFailed(t *testing.T) {
 	}
 }
 
+// TestUnusableVolume: the error says what there is to do, also where that was
+// found out after the volumes were.
+func TestUnusableVolume(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{guestfs.ErrUnsupported, "QEMU is missing"},
+		{guestfs.ErrEncrypted, "--unlock"},
+		{guestfs.Corruptf("hostile", "x"), "damaged"},
+	} {
+		g := &Guest{report: oneVolume(), fs: func(context.Context, int) (guestfs.FS, error) { return nil, c.err }}
+		g.report.Volumes[0].Note = "QEMU is missing"
+		if _, err := g.Volume(t.Context(), 0); !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v does not say %q", err, c.want)
+		}
+	}
+}
+
 func TestResolveFile(t *testing.T) {
 	file := guestfstest.NewImage(t, 1<<20)
 	repo, pt := pointOf(t, file)

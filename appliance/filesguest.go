@@ -127,6 +127,16 @@ func (g *Guest) Tree() guestfs.FS { return g.tree }
 // Volume is the file system of one volume, by its index in the report.
 func (g *Guest) Volume(ctx context.Context, i int) (guestfs.FS, error) {
 	fsys, err := g.fs(ctx, i)
+	switch {
+	case err == nil || i >= len(g.report.Volumes):
+	case errors.Is(err, guestfs.ErrEncrypted):
+		err = fmt.Errorf("%w (--unlock or --key-file opens it)", err)
+	case errors.Is(err, guestfs.ErrUnsupported):
+		// That QEMU is missing, say, was found after the volumes were.
+		if note := g.report.Volumes[i].Note; note != "" && !strings.Contains(err.Error(), note) {
+			err = fmt.Errorf("%w: %s", err, note)
+		}
+	}
 	return fsys, guestError(err)
 }
 
