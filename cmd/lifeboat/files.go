@@ -52,7 +52,7 @@ func (p *program) withPlace(fn func(c *cli.Context, g *appliance.Guest, place st
 		if err := arguments(c, 1, 1); err != nil {
 			return err
 		}
-		return p.withRepo(c.Context, func(repo *store.Repository) error {
+		return p.withFilesRepo(c.Context, func(repo *store.Repository) error {
 			return p.withGuest(c, repo, func(g *appliance.Guest, place string) error { return fn(c, g, place) })
 		})
 	}

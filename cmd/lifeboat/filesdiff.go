@@ -37,7 +37,7 @@ func (p *program) filesDiff(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.withRepo(c.Context, func(repo *store.Repository) error {
+	return p.withFilesRepo(c.Context, func(repo *store.Repository) error {
 		req := appliance.FilesDiffRequest{Content: c.String("verify") != "", Walk: c.Bool("walk"), Guest: opts}
 		for i, ref := range []**appliance.FileRef{&req.A, &req.B} {
 			if *ref, err = appliance.ResolveFile(c.Context, repo, c.Args().Get(i)); err != nil {

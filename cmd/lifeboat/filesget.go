@@ -47,7 +47,7 @@ func (p *program) filesGet(c *cli.Context) error {
 	if n != 1 {
 		return fmt.Errorf("%w: say where to: one of --output DIR, --tar FILE and --zip FILE", appliance.ErrUsage)
 	}
-	return p.withRepo(c.Context, func(repo *store.Repository) error {
+	return p.withFilesRepo(c.Context, func(repo *store.Repository) error {
 		return p.withGuest(c, repo, func(g *appliance.Guest, place string) error {
 			places := []string{place}
 			for _, ref := range c.Args().Tail() {

@@ -59,7 +59,7 @@ func (p *program) filesRestore(c *cli.Context) error {
 		return err
 	}
 	req.Auth.Password = string(password)
-	return p.withRepo(c.Context, func(repo *store.Repository) error {
+	return p.withFilesRepo(c.Context, func(repo *store.Repository) error {
 		return p.withGuest(c, repo, func(g *appliance.Guest, place string) error {
 			req.Places = []string{place}
 			for _, ref := range c.Args().Tail() {

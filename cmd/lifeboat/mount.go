@@ -58,7 +58,7 @@ func (p *program) mount(c *cli.Context) error {
 		defer listener.Close()
 	}
 	lasting := context.WithoutCancel(c.Context)
-	return p.withRepo(lasting, func(repo *store.Repository) (err error) {
+	return p.withFilesRepo(lasting, func(repo *store.Repository) (err error) {
 		b := appliance.NewBrowser(repo, p.guestOptions())
 		defer func() { err = errors.Join(err, b.Close()) }()
 		ctx, stop := context.WithCancelCause(c.Context)

@@ -45,6 +45,19 @@ func (p *program) withRepo(ctx context.Context, fn func(*store.Repository) error
 	return fn(repo)
 }
 
+// filesCacheMiB is the cache of commands that look at guests' files, where the
+// configuration names none: what they read in large pieces goes past it, and of
+// the rest the reader's process and the kernel keep their own.
+const filesCacheMiB = 24
+
+// withFilesRepo is withRepo for commands that look at guests' files.
+func (p *program) withFilesRepo(ctx context.Context, fn func(*store.Repository) error) error {
+	if p.config.CacheMiB == 0 {
+		p.config.CacheMiB = filesCacheMiB
+	}
+	return p.withRepo(ctx, fn)
+}
+
 // printJSON prints the one document that a script reads.
 func (p *program) printJSON(v any) error {
 	enc := json.NewEncoder(p.stdout)

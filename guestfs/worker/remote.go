@@ -223,6 +223,7 @@ func (r *remotes) keep(key pageKey, data []byte) {
 func serveBlocks(c *conn, disks []disk.Image, begin, end func()) error {
 	const atOnce = 16
 	slots := make(chan struct{}, atOnce)
+	var frames sync.Pool // of *[]byte: a new one for each read costs more than the read
 	var running sync.WaitGroup
 	defer running.Wait()
 	for {
@@ -243,15 +244,21 @@ func serveBlocks(c *conn, disks []disk.Image, begin, end func()) error {
 			defer func() { <-slots }()
 			begin()
 			defer end()
-			answerRead(c, id, disks[number], off, int(n))
+			answerRead(c, id, disks[number], off, int(n), &frames)
 		})
 	}
 }
 
 // answerRead sends what was read, or why it was not. That nobody listens any more
 // shows elsewhere.
-func answerRead(c *conn, id uint32, img disk.Image, off int64, n int) {
-	b := make([]byte, headerSize+n)
+func answerRead(c *conn, id uint32, img disk.Image, off int64, n int, frames *sync.Pool) {
+	frame, ok := frames.Get().(*[]byte)
+	if !ok || cap(*frame) < headerSize+n {
+		frame = new([]byte)
+		*frame = make([]byte, headerSize+n)
+	}
+	defer frames.Put(frame)
+	b := (*frame)[:headerSize+n]
 	m, err := img.ReadAt(b[headerSize:], off)
 	if m == n {
 		_ = c.send(id, codeOK, b)

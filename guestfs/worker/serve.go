@@ -83,6 +83,7 @@ type server struct {
 	confinement Confinement
 	guest       volumes
 	files       files
+	frames      sync.Pool // of *encoder, for replies
 
 	mu    sync.Mutex
 	calls map[uint32]context.CancelFunc
@@ -177,7 +178,12 @@ func (s *server) cancel(id uint32) {
 // answer sends the reply to a request. That nobody listens shows in loop.
 func (s *server) answer(ctx context.Context, id uint32, op byte, body []byte) {
 	d := &decoder{b: body}
-	e := newEncoder(512)
+	e, ok := s.frames.Get().(*encoder)
+	if !ok {
+		e = newEncoder(512)
+	}
+	defer s.frames.Put(e)
+	e.b = e.b[:headerSize]
 	err := s.handle(ctx, op, d, e)
 	if err == nil && len(e.b) > headerSize+maxReply {
 		err = guestfs.Corruptf("file system", "%d bytes of metadata in one place", len(e.b))

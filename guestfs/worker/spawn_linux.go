@@ -80,7 +80,7 @@ func (how isolation) spawn(goMemory int64) (*child, error) {
 	// The program that runs, even when its file has been replaced meanwhile.
 	c.cmd = &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{os.Args[0], argument}, Dir: "/",
-		Env:    []string{marker + "=" + names, "GOTRACEBACK=single", fmt.Sprintf("GOMEMLIMIT=%d", goMemory)},
+		Env:    []string{marker + "=" + names, "GOTRACEBACK=single", "GOGC=50", fmt.Sprintf("GOMEMLIMIT=%d", goMemory)},
 		Stderr: c.stderr, ExtraFiles: theirs,
 		// A group of its own: Ctrl-C is for the appliance, which ends this.
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true, Cloneflags: how.flags},

@@ -32,6 +32,10 @@ const (
 	memoryVM     = 450 // MB
 )
 
+// filesCache is the repository's cache in sessions on files, in bytes, as the
+// commands have it.
+const filesCache = 24 << 20
+
 // kernelPeer is what most of these figures are compared with.
 const kernelPeer = "kernel, loop mount"
 
@@ -95,7 +99,7 @@ type instant struct {
 // of its own: nothing is cached. began is when the guest began to be opened; the
 // password's work is before it.
 func (g *guests) with(ctx context.Context, vm string, backend appliance.Backend, fn func(guest *appliance.Guest, began instant) error) (err error) {
-	repo, err := appliance.OpenRepository(ctx, g.repo.url, []byte(password), store.Options{})
+	repo, err := appliance.OpenRepository(ctx, g.repo.url, []byte(password), store.Options{CacheBytes: filesCache})
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (g *guests) changes(ctx context.Context) error {
 
 // diffOnce compares the last two points with nothing cached.
 func (g *guests) diffOnce(ctx context.Context, want map[string]string, walk bool) (_ sample, err error) {
-	repo, err := appliance.OpenRepository(ctx, g.repo.url, []byte(password), store.Options{})
+	repo, err := appliance.OpenRepository(ctx, g.repo.url, []byte(password), store.Options{CacheBytes: filesCache})
 	if err != nil {
 		return sample{}, err
 	}
