@@ -229,8 +229,11 @@ func (g *Guest) OpenFile(ctx context.Context, place string) (disk.Image, error) 
 	if err != nil {
 		return nil, err
 	}
-	if at.Type == guestfs.TypeDir {
+	switch at.Type {
+	case guestfs.TypeDir:
 		return nil, fmt.Errorf("%w: it is a directory", ErrUsage)
+	case guestfs.TypeFIFO, guestfs.TypeSocket, guestfs.TypeChar, guestfs.TypeBlock:
+		return nil, fmt.Errorf("%w: it is a special file (%s), there is nothing in it", ErrUsage, fileType(at.Type))
 	}
 	img, err := fsys.Open(ctx, at.Inode)
 	return img, guestError(err)

@@ -374,6 +374,15 @@ func TestGetFailed(t *testing.T) {
 	}
 }
 
+// TestCatSpecial: what has no content is the caller's error, and its kind said.
+func TestCatSpecial(t *testing.T) {
+	h := &hostile{entries: map[guestfs.Inode][]guestfs.Dirent{1: {{Name: "pipe", Inode: 44, Cookie: 45, Type: guestfs.TypeFIFO}}}}
+	g := &Guest{report: oneVolume(), fs: func(context.Context, int) (guestfs.FS, error) { return h, nil }}
+	if err := g.Cat(t.Context(), io.Discard, "disk0/pipe", nil); !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), "fifo") {
+		t.Error(err)
+	}
+}
+
 // TestUnusableVolume: the error says what there is to do, also where that was
 // found out after the volumes were.
 func TestUnusableVolume(t *testing.T) {
