@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -84,7 +85,7 @@ func (m *mutator) step() {
 	case op == 2 && plain && info.Size() > 0: // the time says nothing
 		f, err := os.OpenFile(file, os.O_WRONLY, 0)
 		m.must(err)
-		_, err = f.WriteAt([]byte{byte(m.rng.Uint32())}, m.rng.Int64N(info.Size()))
+		_, err = f.WriteAt([]byte{byte(m.rng.Uint32())}, m.rng.Int64N(min(info.Size(), 1<<20)))
 		m.must(err)
 		m.must(f.Close())
 		m.must(os.Chtimes(file, info.ModTime(), info.ModTime()))
@@ -143,11 +144,16 @@ func kernelState(t *testing.T, image, fsType string) map[string]string {
 		said := fmt.Sprintf("%v %d %d", info.Mode(), st.Uid, st.Gid)
 		switch {
 		case info.Mode().IsRegular():
-			b, err := os.ReadFile(path)
+			f, err := os.Open(path)
 			if err != nil {
 				return err
 			}
-			said += fmt.Sprintf(" %d %s %x", info.Size(), info.ModTime(), sha256.Sum256(b))
+			defer f.Close()
+			sum := sha256.New()
+			if _, err := io.Copy(sum, io.LimitReader(f, 1<<20)); err != nil { // the rest of large ones is holes
+				return err
+			}
+			said += fmt.Sprintf(" %d %s %x", info.Size(), info.ModTime(), sum.Sum(nil))
 		case info.Mode()&fs.ModeSymlink != 0:
 			target, err := os.Readlink(path)
 			if err != nil {
@@ -176,6 +182,7 @@ func kernelState(t *testing.T, image, fsType string) map[string]string {
 func explained(t *testing.T, old, now map[string]string, changes []FileChange) {
 	t.Helper()
 	valid := func(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+	ctimeOnly := map[string]bool{} // something was set to what it was
 	told, gone, from := map[string]bool{}, map[string]bool{}, map[string]string{}
 	for _, c := range changes {
 		path := valid(strings.TrimPrefix(c.Path, "disk0"))
@@ -184,6 +191,7 @@ func explained(t *testing.T, old, now map[string]string, changes []FileChange) {
 			continue
 		}
 		told[path] = true
+		ctimeOnly[path] = slices.Equal(c.What, []string{"ctime"})
 		if c.From != "" {
 			from[path] = valid(strings.TrimPrefix(c.From, "disk0"))
 			gone[from[path]] = true
@@ -207,8 +215,7 @@ func explained(t *testing.T, old, now map[string]string, changes []FileChange) {
 		if !told[path] && oldValid[was] != said {
 			t.Errorf("%q is %q, was %q (%q), and nobody says so", path, said, oldValid[was], was)
 		}
-		if told[path] && from[path] == "" && oldValid[was] == said {
-			// A link more is a name that was created; all else must really differ.
+		if told[path] && from[path] == "" && oldValid[was] == said && !ctimeOnly[path] {
 			t.Errorf("%q is said to be another, and is %q as before", path, said)
 		}
 	}
@@ -272,7 +279,10 @@ func scribble(t *testing.T, repo *store.Repository, pt *store.Point, image strin
 			}
 			defer f.Close()
 			b := make([]byte, 1)
-			at := x.At + min(x.Length, e.attr.Size-x.Offset) - 1
+			if x.Offset >= 1<<20 {
+				break
+			}
+			at := x.At
 			if _, err := f.ReadAt(b, at); err != nil {
 				t.Fatal(err)
 			}
@@ -291,18 +301,15 @@ func scribble(t *testing.T, repo *store.Repository, pt *store.Point, image strin
 func TestDiffFiles(t *testing.T) {
 	for _, kind := range []struct{ name, fsType, make string }{
 		{"ext4", "ext4", "mke2fs -q -F -t ext4"},
-		{"ext4 in small", "ext4", "mke2fs -q -F -t ext4 -b 1024 -I 128 -O ^metadata_csum,inline_data"},
+		{"ext4 in small", "ext4", "mke2fs -q -F -t ext4 -b 1024 -I 128 -O ^metadata_csum"},
 		{"ext2", "ext2", "mke2fs -q -F -t ext2"},
 		{"xfs", "xfs", "mkfs.xfs -q -f"},
-		{"xfs 4", "xfs", "mkfs.xfs -q -f -m crc=0 -n ftype=0"},
+		{"xfs without reflinks", "xfs", "mkfs.xfs -q -f -i size=1024 -m reflink=0,finobt=0,rmapbt=0"},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
 			args := strings.Fields(kind.make)
 			guestfstest.NeedMount(t, kind.fsType, args[0])
-			if kind.name == "ext4 in small" {
-				args[len(args)-1] = "^metadata_csum"
-			}
 			size := int64(48 << 20)
 			if kind.fsType == "xfs" {
 				size = 320 << 20

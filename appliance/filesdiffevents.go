@@ -92,46 +92,39 @@ type diffMatcher struct {
 	out    []FileChange
 }
 
-// match pairs names: the same one of the same file, then another one of the same
-// file, then the same path.
+// match pairs names of the same file: those with the same path, the same name in
+// the same directory (which was renamed), any others; and then the same path.
 func (m *diffMatcher) match(old, now []diffEnt) []FileChange {
-	type key struct {
-		inode guestfs.Inode
-		path  string
-	}
-	before := map[key]int{}
+	byEntPath := func(a, b diffEnt) int { return compareStrings(a.path, b.path) }
+	slices.SortFunc(old, byEntPath)
+	slices.SortFunc(now, byEntPath)
 	byInode := map[guestfs.Inode][]int{}
 	byPath := map[string]int{}
 	for i := range old {
-		e := &old[i]
-		before[key{e.inode, e.path}] = i
-		byInode[e.inode] = append(byInode[e.inode], i)
-		byPath[e.path] = i
+		byInode[old[i].inode] = append(byInode[old[i].inode], i)
+		byPath[old[i].path] = i
 	}
 	pair := make([]int, len(now)) // index in old, -1: none
 	used := make([]bool, len(old))
 	take := func(n, o int) { pair[n], used[o] = o, true }
-	for n := range now {
+	for n := range pair {
 		pair[n] = -1
-		if o, ok := before[key{now[n].inode, now[n].path}]; ok && !m.byPath && sameFile(old[o].attr, now[n].attr) {
-			take(n, o)
-		}
 	}
-	for n := range now {
-		if pair[n] >= 0 || m.byPath {
-			continue
-		}
-		best := -1
-		for _, o := range byInode[now[n].inode] {
-			if used[o] || !sameFile(old[o].attr, now[n].attr) {
+	for _, alike := range []func(o, n *diffEnt) bool{
+		func(o, n *diffEnt) bool { return o.path == n.path },
+		func(o, n *diffEnt) bool { return o.link == n.link && !o.moved && !n.moved },
+		func(*diffEnt, *diffEnt) bool { return true },
+	} {
+		for n := range now {
+			if pair[n] >= 0 || m.byPath {
 				continue
 			}
-			if best < 0 || old[o].link == now[n].link {
-				best = o
+			for _, o := range byInode[now[n].inode] {
+				if !used[o] && alike(&old[o], &now[n]) && sameFile(old[o].attr, now[n].attr) {
+					take(n, o)
+					break
+				}
 			}
-		}
-		if best >= 0 {
-			take(n, best)
 		}
 	}
 	for n := range now {

@@ -39,6 +39,7 @@ type volumeDiff struct {
 
 	names    *diffNames
 	attrs    [2]map[guestfs.Inode]*guestfs.Attr // of what was touched; [1]: in the older state
+	inState  [2]map[guestfs.Inode]bool          // candidates, where they are
 	touched  map[guestfs.Inode]bool
 	inPlace  map[guestfs.Inode]bool // content differs, and nothing else may say so
 	hidden   []disk.Extent          // what a replayed journal shows differently, in one of the states
@@ -55,7 +56,7 @@ func newVolumeDiff(old, now guestfs.FS) *volumeDiff {
 	return &volumeDiff{
 		old: old, now: now, note: func(error) {}, progress: func(string, int64, int64) {},
 		names: newDiffNames(now.Root()), touched: map[guestfs.Inode]bool{}, inPlace: map[guestfs.Inode]bool{},
-		attrs: [2]map[guestfs.Inode]*guestfs.Attr{{}, {}},
+		attrs: [2]map[guestfs.Inode]*guestfs.Attr{{}, {}}, inState: [2]map[guestfs.Inode]bool{{}, {}},
 	}
 }
 
@@ -145,6 +146,11 @@ func (v *volumeDiff) candidates(ctx context.Context) (r records, err error) {
 	if err := g.Wait(); err != nil {
 		return r, walkInstead(ctx, err)
 	}
+	for side := range parts {
+		for _, inode := range parts[side] {
+			v.inState[side][inode] = true
+		}
+	}
 	all := slices.Concat(parts[0], parts[1])
 	slices.Sort(all)
 	v.examined = len(all)
@@ -169,7 +175,8 @@ func (v *volumeDiff) describe(ctx context.Context, inodes []guestfs.Inode) error
 		for side := range described {
 			d := &described[side][i]
 			v.attrs[side][inode] = d.Attr
-			if d.Err != nil && !isNotExist(d.Err) {
+			// What stands where an inode of the other state is may be anything.
+			if d.Err != nil && !isNotExist(d.Err) && v.inState[side][inode] {
 				v.note(fmt.Errorf("inode %d: %w", inode, d.Err))
 			}
 		}
@@ -440,6 +447,13 @@ func sameContent(ctx context.Context, fa, fb guestfs.FS, a, b guestfs.Inode, off
 	}
 	p, q := make([]byte, min(copyChunk, max(0, one.Size()-off))), make([]byte, min(copyChunk, max(0, one.Size()-off)))
 	for end := min(one.Size(), off+min(length, one.Size())); off < end; {
+		hole, err := sharedHole(ctx, one, two, off)
+		if err != nil {
+			return false, err
+		}
+		if off += hole; off >= end {
+			break
+		}
 		n := int(min(int64(len(p)), end-off))
 		if err := readBoth(one, two, p[:n], q[:n], off); err != nil {
 			return false, err
@@ -453,6 +467,21 @@ func sameContent(ctx context.Context, fa, fb guestfs.FS, a, b guestfs.Inode, off
 		}
 	}
 	return true, nil
+}
+
+// sharedHole is how much from off on both images hold nothing.
+func sharedHole(ctx context.Context, a, b disk.Image, off int64) (int64, error) {
+	length := a.Size() - off
+	for _, img := range []disk.Image{a, b} {
+		for e, err := range disk.Extents(ctx, img, disk.Extent{Offset: off, Length: length}) {
+			if err != nil || !e.Hole {
+				return 0, err
+			}
+			length = e.Length
+			break
+		}
+	}
+	return length, nil
 }
 
 func readBoth(a, b io.ReaderAt, p, q []byte, off int64) error {

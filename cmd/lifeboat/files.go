@@ -26,8 +26,16 @@ func (p *program) filesCommand() *cli.Command {
 				Action: p.withPoints(1, 1, p.filesVolumes),
 			},
 			{
-				Name: "ls", Usage: "list a directory", ArgsUsage: "PLACE", Description: placeHelp, Flags: keyFlags(),
-				Action: p.withPlace(p.filesList),
+				Name: "ls", Usage: "list a directory, or the versions of a file", ArgsUsage: "PLACE", Description: placeHelp,
+				Flags: append([]cli.Flag{
+					&cli.BoolFlag{Name: "versions", Usage: "tell which versions of the file there are in all restore points of its VM (VM:/PATH will do)"},
+				}, keyFlags()...),
+				Action: func(c *cli.Context) error {
+					if c.Bool("versions") {
+						return p.filesVersions(c)
+					}
+					return p.withPlace(p.filesList)(c)
+				},
 			},
 			{
 				Name: "stat", Usage: "tell everything about a file", ArgsUsage: "PLACE", Description: placeHelp, Flags: keyFlags(),
@@ -41,6 +49,8 @@ func (p *program) filesCommand() *cli.Command {
 			},
 			p.filesGetCommand(),
 			p.filesDiffCommand(),
+			p.filesFindCommand(),
+			p.filesIndexCommand(),
 			p.filesRestoreCommand(),
 		},
 	}
