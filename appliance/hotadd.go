@@ -98,7 +98,7 @@ func (h hotAdder) Attach(ctx context.Context) (device string, detach func(contex
 	}
 	key, err := h.client.AttachDisk(ctx, h.proxy.Ref, vsphere.AttachSpec{File: h.disk.File, Mode: "independent_nonpersistent"})
 	if err != nil {
-		return "", nil, errors.Join(err, h.takeBack(ctx, in))
+		return "", nil, errors.Join(err, h.takeBack(ctx, in, err))
 	}
 	detach = func(ctx context.Context) error {
 		if err := h.client.DetachDisk(ctx, h.proxy.Ref, key, true); err != nil {
@@ -115,15 +115,12 @@ func (h hotAdder) Attach(ctx context.Context) (device string, detach func(contex
 }
 
 // takeBack makes sure that an attachment which is said to have failed is not there:
-// the snapshot could not be removed under it.
-func (h hotAdder) takeBack(ctx context.Context, in Intent) error {
+// the snapshot could not be removed under it. Where it may still come, the next
+// command looks again.
+func (h hotAdder) takeBack(ctx context.Context, in Intent, cause error) error {
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	err := h.client.Settle(late, h.proxy.Ref)
-	if err == nil {
-		_, err = h.state.undoHotAdd(late, h.client, in)
-	}
-	if err != nil {
+	if _, err := h.state.undoHotAdd(late, h.client, in); err != nil || unknownOutcome(ctx, cause) {
 		return errors.Join(err, h.state.release(in.ID))
 	}
 	return h.state.done(in.ID)

@@ -117,7 +117,8 @@ func (m *copying) run(ctx context.Context) (err error) {
 	if err != nil {
 		clean, cancel := afterwards(ctx)
 		defer cancel()
-		if _, uerr := m.removeHalfMade(clean, mark); uerr != nil {
+		there, uerr := m.removeHalfMade(clean, mark)
+		if uerr != nil || !there && unknownOutcome(ctx, err) { // it may still be made: the next command looks again
 			return errors.Join(err, uerr, m.state.release(intent.ID))
 		}
 		return errors.Join(err, m.state.done(intent.ID))

@@ -114,8 +114,12 @@ func Restore(ctx context.Context, st *State, repo *store.Repository, vc *vsphere
 	}
 	clean, cancel := afterwards(ctx)
 	defer cancel()
-	if _, uerr := w.removeHalfMade(clean, mark); uerr != nil {
+	there, uerr := w.removeHalfMade(clean, mark)
+	if uerr != nil {
 		return nil, errors.Join(err, fmt.Errorf("taking it back failed, too: %w; `lifeboat leftovers --clean` tries again", uerr), st.release(intent.ID))
+	}
+	if !there && unknownOutcome(ctx, err) {
+		return nil, errors.Join(err, st.release(intent.ID)) // it may still be made: the next command looks again
 	}
 	return nil, errors.Join(err, st.done(intent.ID))
 }

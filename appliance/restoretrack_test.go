@@ -2,8 +2,40 @@ package appliance
 
 import (
 	"bytes"
+	"context"
+	"log/slog"
 	"testing"
+
+	"lifeboat/vsphere"
 )
+
+// TestRestoreWhoseVMComesLate: the answer to the VM's making was lost, and nothing
+// of it is there yet. The intent stays for the next command.
+func TestRestoreWhoseVMComesLate(t *testing.T) {
+	t.Parallel()
+	w := newRecoverWorld(t, nil, testVM(t, "web", 1))
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := Restore(ctx, w.state, w.repo, w.vc, RestoreRequest{Point: w.points["web"], Datastore: "datastore2", hook: func(at string) {
+		if at == "begun" {
+			cancel()
+		}
+	}}); err == nil {
+		t.Fatal("an interrupted restore said nothing")
+	}
+	intents, err := w.state.intents()
+	if err != nil || len(intents) != 1 || !intents[0].abandoned() {
+		t.Fatalf("%v %+v", err, intents)
+	}
+	if _, err := w.vc.CreateVM(t.Context(), vsphere.CreateSpec{
+		Name: "late", Host: w.inventory().Hosts[0].Ref, Datastore: "datastore2", Notes: intents[0].Object["note"],
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.state.Reconcile(t.Context(), w.vc, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	w.nothingLeft()
+}
 
 // TestRestoreOverIsNoSecret: what a restore writes to a disk no change tracking
 // sees. The next backup and the next restore over the VM must know of it.
