@@ -39,7 +39,7 @@ func (p *program) filesFind(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.withRepo(c.Context, func(repo *store.Repository) error {
+	return p.withFilesRepo(c.Context, func(repo *store.Repository) error {
 		vm, place, err := appliance.ResolveVMPlace(c.Context, repo, c.Args().First())
 		if err != nil {
 			return err
@@ -198,7 +198,7 @@ func (p *program) filesVersions(c *cli.Context) error {
 	if err := arguments(c, 1, 1); err != nil {
 		return err
 	}
-	return p.withRepo(c.Context, func(repo *store.Repository) error {
+	return p.withFilesRepo(c.Context, func(repo *store.Repository) error {
 		vm, place, err := appliance.ResolveVMPlace(c.Context, repo, c.Args().First())
 		if err != nil {
 			return err
@@ -232,7 +232,7 @@ func (p *program) filesIndexCommand() *cli.Command {
 			if err := arguments(c, 1, 1); err != nil {
 				return err
 			}
-			return p.withRepo(c.Context, func(repo *store.Repository) error { return fn(c, repo, c.Args().First()) })
+			return p.withFilesRepo(c.Context, func(repo *store.Repository) error { return fn(c, repo, c.Args().First()) })
 		}
 	}
 	grow := func(rebuild bool) cli.ActionFunc {

@@ -53,7 +53,7 @@ func (b *bench) files(ctx context.Context) (err error) {
 	}
 	var failed []error
 	for _, rows := range []func(context.Context) error{
-		g.listings, g.walk, g.reads, g.throughFUSE, g.decoding, g.memory, g.changes,
+		g.listings, g.walk, g.reads, g.throughFUSE, g.decoding, g.memory, g.changes, g.search,
 	} {
 		if ctx.Err() == nil {
 			if err := rows(ctx); err != nil {

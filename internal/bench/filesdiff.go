@@ -141,12 +141,9 @@ func rewrittenName(i int) string { return fmt.Sprintf("rewritten %d", i) }
 // changeFiles makes, changes, moves and removes files, and says which.
 func changeFiles(dir string) (map[string]string, error) {
 	want := map[string]string{}
-	old := func(i int) (sub, name string) {
-		return filepath.Join(dir, fmt.Sprintf("directory %d", i/100)), fmt.Sprintf("file %d", i)
-	}
 	for i := 0; i < diffFiles; i += 20 {
-		sub, name := old(i)
-		path := filepath.Join(sub, name)
+		folder, name := smallFile(dir, i)
+		path := filepath.Join(folder, name)
 		var err error
 		switch i / 20 % 4 {
 		case 0:
@@ -158,7 +155,7 @@ func changeFiles(dir string) (map[string]string, error) {
 			want[moved], err = "renamed", os.Rename(path, filepath.Join(dir, moved))
 		case 3:
 			made := fmt.Sprintf("made %d", i)
-			want[made], err = "created", os.WriteFile(filepath.Join(sub, made), []byte("new"), 0o600)
+			want[made], err = "created", os.WriteFile(filepath.Join(folder, made), []byte("new"), 0o600)
 		}
 		if err != nil {
 			return nil, err

@@ -291,6 +291,7 @@ func (g *guests) startMount(ctx context.Context) (*mountProcess, error) {
 		return nil, err
 	}
 	if _, err := p.line(ctx); err != nil {
+		_ = unix.Unmount(dir, unix.MNT_DETACH) // it may have been killed
 		return nil, err
 	}
 	return &mountProcess{p, dir}, nil
