@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -197,6 +198,7 @@ func (p *program) filesList(c *cli.Context, g *appliance.Guest, place string) er
 		}
 		files = append(files, f)
 	}
+	slices.SortStableFunc(files, func(a, b appliance.File) int { return strings.Compare(a.Name, b.Name) })
 	if p.json {
 		return p.printJSON(files)
 	}
