@@ -21,12 +21,12 @@ import (
 //  1. What differs on the disks (the store knows without reading them) is moved to
 //     the volume, and what of it holds inodes is read in both states: the inodes
 //     whose bytes differ, and those that a replayed journal hides, are candidates.
-//  2. Of directories among them the entries are compared; where inodes tell their
-//     own names, those are. That finds every name that went or came, as a directory's
-//     inode changes whenever an entry does.
-//  3. What else differs may be content that was written in place without a new
+//  2. What else differs may be content that was written in place without a new
 //     time: who owns it is asked of all inodes, and the bytes of the file are
 //     compared, but only there.
+//  3. Of directories among those of both steps the entries are compared; where inodes
+//     tell their own names, those are. That finds every name that went or came, as a
+//     directory's inode changes whenever an entry does.
 //  4. Paths are made from the names: each directory is listed once, but no inode is
 //     looked at that has nothing to do with it.
 //
@@ -73,11 +73,11 @@ func (v *volumeDiff) run(ctx context.Context, base linkSet) error {
 	if err != nil {
 		return err
 	}
-	linked, err := v.entries(ctx)
-	if err != nil {
+	if err := v.writtenInPlace(ctx, records); err != nil {
 		return err
 	}
-	if err := v.writtenInPlace(ctx, records); err != nil {
+	linked, err := v.entries(ctx)
+	if err != nil {
 		return err
 	}
 	switch {
@@ -316,21 +316,26 @@ func (v *volumeDiff) writtenInPlace(ctx context.Context, r records) error {
 	if err != nil {
 		return walkInstead(ctx, err)
 	}
-	for _, o := range append(owners, moved...) {
-		if v.inPlace[o.Inode] {
-			continue
+	owners = append(owners, moved...)
+	var inodes []guestfs.Inode
+	for _, o := range owners {
+		inodes = append(inodes, o.Inode)
+	}
+	slices.Sort(inodes)
+	if err := v.describe(ctx, slices.Compact(inodes)); err != nil {
+		return err
+	}
+	for _, o := range owners {
+		if a := v.attrs[sideNow][o.Inode]; v.inPlace[o.Inode] || a == nil || a.Type() != guestfs.TypeFile {
+			continue // entries looks at directories
 		}
-		if differs, err := v.contentDiffers(ctx, o); err != nil || !differs {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		v.inPlace[o.Inode] = true
-		if err := v.describe(ctx, []guestfs.Inode{o.Inode}); err != nil {
+		differs, err := v.contentDiffers(ctx, o)
+		if err != nil {
 			return err
 		}
-		v.touched[o.Inode] = true
+		if differs {
+			v.inPlace[o.Inode], v.touched[o.Inode] = true, true
+		}
 	}
 	return nil
 }

@@ -27,6 +27,8 @@ type FileQuery struct {
 	Older      time.Time
 	// Under is a directory: only what is in it. Of a VM's index, the whole place.
 	Under string
+
+	literals map[string]string // by pattern; see literal
 }
 
 // Validate checks the patterns.
@@ -53,11 +55,33 @@ func (q *FileQuery) name(name string) bool {
 }
 
 func (q *FileQuery) fits(pattern, s string) bool {
+	if _, known := q.literals[pattern]; !known {
+		if q.literals == nil {
+			q.literals = map[string]string{}
+		}
+		q.literals[pattern] = literal(pattern)
+	}
 	if q.IgnoreCase {
 		pattern, s = strings.ToLower(pattern), strings.ToLower(s)
+	} else if !strings.Contains(s, q.literals[pattern]) {
+		return false // which is far quicker said than with path.Match
 	}
 	ok, err := path.Match(pattern, s)
 	return ok && err == nil
+}
+
+// literal is the longest piece of a pattern that stands for itself.
+func literal(pattern string) string {
+	if strings.ContainsAny(pattern, `[\`) {
+		return ""
+	}
+	best := ""
+	for _, part := range strings.FieldsFunc(pattern, func(r rune) bool { return r == '*' || r == '?' }) {
+		if len(part) > len(best) {
+			best = part
+		}
+	}
+	return best
 }
 
 // full reports whether a path fits, as name has already said that it may.

@@ -141,9 +141,10 @@ func InodesInAll(ctx context.Context, fsys FS, within []disk.Extent) ([]Inode, e
 	return slices.Compact(out), nil
 }
 
-// OwnersIn are the parts of regular files that stand in the ranges of within,
-// which are ascending and do not overlap; of the files whose inodes stand in
-// records. Files whose place cannot be told because they are damaged are left out.
+// OwnersIn are the parts of regular files, and of directories where their place is
+// told, that stand in the ranges of within, which are ascending and do not overlap;
+// of those whose inodes stand in records. What has no place because it is damaged
+// is left out.
 func OwnersIn(ctx context.Context, fsys FS, records disk.Extent, within []disk.Extent) ([]Owner, error) {
 	if b, ok := fsys.(BulkReader); ok {
 		return b.OwnersIn(ctx, records, within)
@@ -166,10 +167,13 @@ func OwnersIn(ctx context.Context, fsys FS, records disk.Extent, within []disk.E
 
 func owned(ctx context.Context, fsys FS, m Mapped, inode Inode, within []disk.Extent, out []Owner) ([]Owner, error) {
 	a, err := fsys.Stat(ctx, inode)
-	if err != nil || a.Type() != TypeFile {
+	if err != nil || a.Type() != TypeFile && a.Type() != TypeDir {
 		return out, lasting(err)
 	}
 	for x, err := range m.PhysicalExtents(ctx, inode) {
+		if err != nil && a.Type() == TypeDir && ctx.Err() == nil {
+			return out, nil // not every reader tells where directories stand
+		}
 		if err != nil {
 			return out, lasting(err)
 		}
