@@ -139,6 +139,7 @@ func (i *image) decode(p []byte, off int64) error {
 	if n := copy(p, d.bytes()); n != len(p) {
 		d.bad = true
 	}
+	d.recycle()
 	return i.fs.s.check(d)
 }
 

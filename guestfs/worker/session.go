@@ -208,7 +208,7 @@ func (s *Session) call(ctx context.Context, op byte, body []byte) (*decoder, err
 	if err != nil {
 		return nil, err
 	}
-	return &decoder{b: b}, nil
+	return &decoder{b: b, recycle: func() { p.child.control.recycle(b) }}, nil
 }
 
 // check ends the worker that answered with nonsense.

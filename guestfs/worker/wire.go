@@ -65,6 +65,28 @@ var errProtocol = errors.New("it answered with nonsense")
 type conn struct {
 	file *os.File
 	mu   sync.Mutex // one frame is written at a time
+
+	frames sync.Pool // of *[]byte: large bodies that were recycled
+}
+
+// largeBody is from where on a new body costs more than what is done with it.
+const largeBody = 64 << 10
+
+// body is room for n bytes.
+func (c *conn) body(n int) []byte {
+	if n >= largeBody {
+		if b, ok := c.frames.Get().(*[]byte); ok && cap(*b) >= n {
+			return (*b)[:n]
+		}
+	}
+	return make([]byte, n)
+}
+
+// recycle takes a body back that was received and that nobody looks at any more.
+func (c *conn) recycle(b []byte) {
+	if cap(b) >= largeBody {
+		c.frames.Put(&b)
+	}
 }
 
 // send writes a frame. b begins with headerSize bytes of room for the header.
@@ -97,7 +119,7 @@ func (c *conn) receive(limit int) (id uint32, code byte, body []byte, err error)
 	if err != nil {
 		return 0, 0, nil, err
 	}
-	body = make([]byte, n)
+	body = c.body(n)
 	_, err = io.ReadFull(c.file, body)
 	return id, code, body, err
 }
@@ -140,6 +162,9 @@ func (e *encoder) err(err error) {
 type decoder struct {
 	b   []byte
 	bad bool
+	// recycle, if not nil, takes the body back: nothing may be left that points to
+	// it.
+	recycle func()
 }
 
 func (d *decoder) take(n int) []byte {
