@@ -14,6 +14,7 @@ import (
 	"hash"
 	"strings"
 
+	//lint:ignore SA1019 old volumes have it
 	"golang.org/x/crypto/ripemd160" //nolint:staticcheck,gosec // old volumes
 
 	"lifeboat/disk"

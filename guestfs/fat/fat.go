@@ -45,19 +45,19 @@ const (
 
 // layout is where things are on the volume, in bytes.
 type layout struct {
-	bits         int
-	cluster      int64
-	table, spare int64 // the first table; bytes between copies
-	tableSize    int64
-	root         int64 // of FAT12 and FAT16
-	rootSize     int64
-	rootCluster  uint32 // of FAT32
-	data         int64  // cluster 2
-	clusters     uint32 // the last one's number is clusters+1
-	serial       uint32
-	label        string
-	inUse        bool // Linux marks the boot sector of a volume that it writes to
-	info         int64
+	bits        int
+	cluster     int64
+	table       int64 // the one in use
+	tableSize   int64
+	root        int64 // of FAT12 and FAT16
+	rootSize    int64
+	rootCluster uint32 // of FAT32
+	data        int64  // cluster 2
+	clusters    uint32 // the last one's number is clusters+1
+	serial      uint32
+	label       string
+	inUse       bool // Linux marks the boot sector of a volume that it writes to
+	info        int64
 }
 
 // FS is a FAT file system.
