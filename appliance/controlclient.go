@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -182,7 +183,7 @@ func (c *Control) Start(ctx context.Context, o StartOptions) error {
 		return err
 	}
 	cmd := exec.Command(o.Path, o.Args...)
-	cmd.Env = append(o.Env, "LIFEBOAT_PASSWORD=", "LIFEBOAT_PASSWORD_FILE=/proc/self/fd/3")
+	cmd.Env = append(slices.Clone(o.Env), "LIFEBOAT_PASSWORD=", "LIFEBOAT_PASSWORD_FILE=/proc/self/fd/3")
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, []*os.File{r}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
@@ -213,7 +214,7 @@ func (c *Control) await(ctx context.Context, ended <-chan error, logPath string,
 			return nil
 		}
 		select {
-		case <-ended:
+		case <-ended: //nolint:errcheck // its log says why
 			ended = nil
 			if !c.Running(ctx) && !c.state.serverLocked() {
 				return fmt.Errorf("the appliance's server did not start: %s", tail(logPath, from))

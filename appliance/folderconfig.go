@@ -130,7 +130,7 @@ func placesOf(vm *vsphere.VM, f *Folder) []placedDisk {
 
 // placeOf is a disk's place as a .vmx writes it, "" where it has no name for it.
 func placeOf(d vsphere.Disk) string {
-	bus := ""
+	var bus string
 	switch d.Controller.Type {
 	case "lsilogic", "lsisas1068", "buslogic", "pvscsi":
 		bus = "scsi"

@@ -10,11 +10,11 @@ import (
 	"lifeboat/webdav"
 )
 
-// MountOptions and WebDAVOptions say who may look at the tree of all points.
-type (
-	MountOptions  = fusefs.Options
-	WebDAVOptions = webdav.Options
-)
+// MountOptions say who may look at the tree of all points on this machine.
+type MountOptions = fusefs.Options
+
+// WebDAVOptions say who may over the network.
+type WebDAVOptions = webdav.Options
 
 // Mounted is a tree that is mounted.
 type Mounted interface {

@@ -242,7 +242,7 @@ func TestSwapWithASnapshotIsStored(t *testing.T) {
 }
 
 // lvmDisks are disks of noise with what LVM's tools made of them.
-func lvmDisks(t *testing.T, n, size int, make func(run func(args ...string), pvs []string)) [][]byte {
+func lvmDisks(t *testing.T, n, size int, fill func(run func(args ...string), pvs []string)) [][]byte {
 	t.Helper()
 	dir := t.TempDir()
 	var loops, files []string
@@ -271,7 +271,7 @@ func lvmDisks(t *testing.T, n, size int, make func(run func(args ...string), pvs
 		}
 	}
 	run(append([]string{"pvcreate"}, loops...)...)
-	make(run, loops)
+	fill(run, loops)
 	var out [][]byte
 	for i, loop := range loops {
 		if err := exec.Command("losetup", "--detach", loop).Run(); err != nil {

@@ -243,9 +243,9 @@ func TestLinks(t *testing.T) {
 	root := filepath.Join(dir, "vm 0", "2026-11-01T00-00-00Z", "files", "root")
 	inside := func(path string) {
 		t.Helper()
-		real, err := filepath.EvalSymlinks(path)
-		if err == nil && real != root && !strings.HasPrefix(real, root+"/") {
-			t.Errorf("%s leads to %s", path, real)
+		to, err := filepath.EvalSymlinks(path)
+		if err == nil && to != root && !strings.HasPrefix(to, root+"/") {
+			t.Errorf("%s leads to %s", path, to)
 		}
 		if b, err := os.ReadFile(path); err == nil && string(b) != "of the guest" {
 			t.Errorf("%s reads %q", path, b)

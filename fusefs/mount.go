@@ -94,11 +94,11 @@ func resolve(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	real, err := filepath.EvalSymlinks(dir)
+	resolved, err := filepath.EvalSymlinks(dir)
 	var at *os.PathError
 	switch {
 	case err == nil:
-		return real, nil
+		return resolved, nil
 	case isDead(err) && errors.As(err, &at):
 		return at.Path, nil
 	}

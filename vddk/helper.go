@@ -69,7 +69,7 @@ func socketPair() (net.Conn, *os.File, error) {
 		return nil, nil, fmt.Errorf("socket to the helper: %w", err)
 	}
 	for _, fd := range fds { // as large as this system lets us, for whole requests to fit
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*requestBytes)
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*requestBytes)
 	}
 	file := os.NewFile(uintptr(fds[0]), "helper")
 	far := os.NewFile(uintptr(fds[1]), "helper")
@@ -116,7 +116,7 @@ const maxAnswer = 64 << 10 // bytes
 
 // listen waits for the helper's answer.
 func (h *helper) listen(ctx context.Context, answer *os.File) error {
-	stop := context.AfterFunc(ctx, func() { answer.SetReadDeadline(time.Now()) })
+	stop := context.AfterFunc(ctx, func() { _ = answer.SetReadDeadline(time.Now()) })
 	defer stop()
 	err := json.NewDecoder(io.LimitReader(answer, maxAnswer)).Decode(&h.status)
 	switch {
@@ -175,7 +175,7 @@ func (h *helper) finish(within time.Duration) error {
 }
 
 func (h *helper) kill() {
-	h.cmd.Process.Kill()
+	_ = h.cmd.Process.Kill()
 	<-h.done
 }
 

@@ -200,7 +200,7 @@ func (s *source) one(p []byte, off int64, do func(context.Context, []byte, int64
 	case err != nil && s.life.Err() != nil:
 		return context.Cause(s.life)
 	case errors.Is(err, io.EOF): // of a connection; whoever reads must not take it for the disk's
-		err = fmt.Errorf("%w: %v", ErrLost, err)
+		err = fmt.Errorf("%w: %v", ErrLost, err) //nolint:errorlint // it must not match io.EOF
 		s.life.cancel(err)
 	case errors.Is(err, ErrLost):
 		s.life.cancel(err) // what is lost stays lost

@@ -131,11 +131,12 @@ func (t *sparseTables) run(ctx context.Context, off, limit int64) (sparseRun, er
 		}
 		if i == 0 {
 			r = sparseRun{kind: kind, length: t.grain - inside, at: at + inside}
-		} else if kind == r.kind && (kind != runData || at == r.at+r.length) {
-			r.length += t.grain
-		} else {
+			continue
+		}
+		if kind != r.kind || kind == runData && at != r.at+r.length {
 			break
 		}
+		r.length += t.grain
 	}
 	r.length = min(r.length, limit)
 	return r, nil

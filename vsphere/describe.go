@@ -212,7 +212,7 @@ func (t *tree) opaqueNetwork(id string) string {
 			continue
 		}
 		if s, ok := n.Summary.(*types.OpaqueNetworkSummary); ok && s.OpaqueNetworkId == id {
-			return plainName(n.Network.Name)
+			return plainName(n.Name)
 		}
 	}
 	return ""

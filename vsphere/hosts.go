@@ -69,7 +69,7 @@ func newestHardware(version string) string {
 			*into, _ = strconv.Atoi(fields[i])
 		}
 	}
-	n := 0
+	var n int
 	switch {
 	case major >= 9:
 		n = 22

@@ -99,7 +99,7 @@ func (c *Client) openLease(ctx context.Context, op string, ref types.ManagedObje
 	info, err := l.ready(ctx, op)
 	if err != nil {
 		close(l.stopped)
-		l.abort(context.WithoutCancel(ctx))
+		_ = l.abort(context.WithoutCancel(ctx))
 		return nil, err
 	}
 	l.VM = refOf(info.Entity)
@@ -107,7 +107,7 @@ func (c *Client) openLease(ctx context.Context, op string, ref types.ManagedObje
 		item, err := c.leaseItem(d)
 		if err != nil {
 			close(l.stopped)
-			l.abort(context.WithoutCancel(ctx))
+			_ = l.abort(context.WithoutCancel(ctx))
 			return nil, c.fail(op, err)
 		}
 		l.Items = append(l.Items, item)

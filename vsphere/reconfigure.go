@@ -246,8 +246,8 @@ func drsOverride(cfg *types.ClusterConfigInfoEx, vm types.ManagedObjectReference
 	for _, o := range cfg.DrsVmConfig {
 		there = there || o.Key == vm
 	}
-	do, any := operation(there, on)
-	if !any {
+	do, needed := operation(there, on)
+	if !needed {
 		return nil
 	}
 	s := types.ClusterDrsVmConfigSpec{ArrayUpdateSpec: types.ArrayUpdateSpec{Operation: do}}
@@ -264,8 +264,8 @@ func haOverride(cfg *types.ClusterConfigInfoEx, vm types.ManagedObjectReference,
 	for _, o := range cfg.DasVmConfig {
 		there = there || o.Key == vm
 	}
-	do, any := operation(there, on)
-	if !any {
+	do, needed := operation(there, on)
+	if !needed {
 		return nil
 	}
 	s := types.ClusterDasVmConfigSpec{ArrayUpdateSpec: types.ArrayUpdateSpec{Operation: do}}

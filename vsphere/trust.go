@@ -76,8 +76,8 @@ func (t *trust) load(name string) error {
 	s := bufio.NewScanner(f)
 	for s.Scan() {
 		host, thumbprint, ok := strings.Cut(strings.TrimSpace(s.Text()), " ")
-		if print := canonicalThumbprint(thumbprint); ok && print != "" {
-			t.accept(host, print)
+		if seen := canonicalThumbprint(thumbprint); ok && seen != "" {
+			t.accept(host, seen)
 		}
 	}
 	if err := s.Err(); err != nil {

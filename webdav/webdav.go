@@ -224,7 +224,7 @@ func (f *file) Read(p []byte) (int, error) {
 	}
 	n, err := f.img.ReadAt(p, f.off)
 	f.off += int64(n)
-	if n > 0 && err == io.EOF { //nolint:errorlint // as ReaderAt has it
+	if n > 0 && err == io.EOF {
 		err = nil
 	}
 	return n, err

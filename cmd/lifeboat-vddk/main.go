@@ -37,7 +37,7 @@ func main() {
 	// the disk is closed.
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	// No core files: there is a password in this memory.
-	syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{})
+	_ = syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{})
 	socket := flag.String("socket", "", "serve on this unix `path` instead of the socket that was inherited, and answer on standard output")
 	flag.Parse()
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -224,7 +224,7 @@ func (p *program) listVMs(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	defer client.Close(c.Context) //nolint:errcheck // nothing depends on it
+	defer client.Close(c.Context)
 	chosen, err := appliance.SelectVMs(c.Context, client, appliance.BackupVMsRequest{
 		Patterns: patterns, All: c.Bool("all") || len(patterns) == 0, Exclude: c.StringSlice("exclude"),
 	})

@@ -319,5 +319,5 @@ func (p *program) filesCat(c *cli.Context, g *appliance.Guest, place string) err
 		progress = m.set
 		defer show.wait()
 	}
-	return g.Cat(c.Context, io.Writer(p.stdout), place, progress)
+	return g.Cat(c.Context, p.stdout, place, progress)
 }

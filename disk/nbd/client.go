@@ -70,7 +70,7 @@ func Connect(ctx context.Context, conn net.Conn, opts ClientOptions) (*Client, e
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	if c.timeout > 0 {
-		conn.SetDeadline(time.Now().Add(c.timeout))
+		_ = conn.SetDeadline(time.Now().Add(c.timeout))
 	}
 	err := c.shake(opts.Export)
 	if !stop() {
@@ -80,7 +80,7 @@ func Connect(ctx context.Context, conn net.Conn, opts ClientOptions) (*Client, e
 		conn.Close()
 		return nil, fmt.Errorf("NBD handshake: %w", kind(err))
 	}
-	conn.SetDeadline(time.Time{})
+	_ = conn.SetDeadline(time.Time{})
 	go c.receive()
 	return c, nil
 }
@@ -222,9 +222,9 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	if first {
 		// Whoever is sending is not waited for: it may hang.
-		c.conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = c.conn.SetWriteDeadline(time.Now().Add(time.Second))
 		if c.send.TryLock() {
-			c.conn.Write(be(nil).u32(magicRequest).u16(0).u16(cmdDisc).u64(0).u64(0).u32(0))
+			_, _ = c.conn.Write(be(nil).u32(magicRequest).u16(0).u16(cmdDisc).u64(0).u64(0).u32(0))
 			c.send.Unlock()
 		}
 	}

@@ -137,7 +137,7 @@ func (s *Server) option(number uint32, data []byte, noZeroes bool) (begin bool, 
 		_, err := s.conn.Write(b)
 		return true, err
 	case optAbort:
-		s.answer(number, repAck, nil) // it may have gone already
+		_ = s.answer(number, repAck, nil) // it may have gone already
 		return false, io.EOF
 	case optStructuredReply:
 		if len(data) > 0 {

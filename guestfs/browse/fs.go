@@ -2,6 +2,7 @@ package browse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -107,14 +108,14 @@ func (n *Namespace) list(ctx context.Context, dir guestfs.Inode, after uint64, b
 				return nil
 			})
 		}
-		if err != nil && err != errStopped { //nolint:errorlint // ours, as it is
+		if err != nil && !errors.Is(err, errStopped) {
 			yield(guestfs.Entry{}, err)
 		}
 	}
 }
 
 // errStopped says that whoever lists has seen enough.
-var errStopped = fmt.Errorf("enough")
+var errStopped = errors.New("enough")
 
 func (n *Namespace) listAbove(ctx context.Context, d *node, after uint64, yield func(guestfs.Entry) bool) error {
 	list, err := n.entries(ctx, d)

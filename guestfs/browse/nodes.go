@@ -47,14 +47,14 @@ func (n *Namespace) node(number guestfs.Inode) *node {
 }
 
 // child is the node of that name below another, made if it is not there yet.
-func (n *Namespace) child(parent *node, name string, make func(*node)) *node {
+func (n *Namespace) child(parent *node, name string, fill func(*node)) *node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if c := parent.children[name]; c != nil {
 		return c
 	}
 	c := &node{number: guestfs.Inode(len(n.nodes)), name: name, vm: parent.vm, point: parent.point}
-	make(c)
+	fill(c)
 	n.nodes = append(n.nodes, c)
 	if parent.children == nil {
 		parent.children = map[string]*node{}

@@ -82,6 +82,7 @@ func Mount(t testing.TB, image, fsType, options string) (dir string, unmount fun
 			return
 		}
 		mounted = false
+		flush(dir)
 		if err := patiently(func() error { return unix.Unmount(dir, 0) }); err != nil {
 			t.Errorf("unmount %s: %v", dir, err)
 		}
@@ -89,6 +90,24 @@ func Mount(t testing.TB, image, fsType, options string) (dir string, unmount fun
 	}
 	t.Cleanup(unmount)
 	return dir, unmount
+}
+
+// flush has everything written to its place. An unmount alone does not do that
+// while a mount namespace that somebody made meanwhile keeps a copy of the mount:
+// then the file system lives on, and its journal is not emptied. Freezing empties
+// it; what cannot be frozen is a driver in user space, which writes when its
+// directory is synced.
+func flush(dir string) {
+	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW (linux/fs.h)
+	f, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_ = f.Sync()
+	if unix.IoctlSetInt(int(f.Fd()), freeze, 0) == nil {
+		_ = unix.IoctlSetInt(int(f.Fd()), thaw, 0)
+	}
 }
 
 // attach gives an image a loop device. Two who look for a free one at the same

@@ -46,7 +46,7 @@ import (
 
 // Defaults of Options.
 const (
-	DefaultMemoryMiB = 256
+	DefaultMemoryMiB = 192
 	DefaultScratch   = 256 << 20
 	defaultTimeout   = 2 * time.Minute
 )

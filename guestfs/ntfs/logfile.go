@@ -85,7 +85,7 @@ func readRestartPage(img disk.Image, at int64, size *int64) (page *restartPage, 
 	}
 	off := int(le.Uint16(b[24:]))
 	if unfix(b) != nil || off < restartHeader || off+restartArea > len(b) {
-		return nil, false, nil
+		return nil, false, nil //nolint:nilerr // it is no restart page, which is all that is asked
 	}
 	area := b[off:]
 	p := &restartPage{
@@ -170,7 +170,7 @@ func (l *log) readPage(at int64) ([]byte, error) {
 		return nil, unexpected(err)
 	}
 	if string(b[:4]) != "RCRD" || unfix(b) != nil {
-		return nil, nil
+		return nil, nil //nolint:nilerr // it is no page of the log, which is all that is asked
 	}
 	return b, nil
 }

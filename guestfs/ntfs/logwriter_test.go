@@ -104,7 +104,7 @@ func (w *logWriter) add(kind, transaction uint32, undoNext uint64, data []byte) 
 		h[40] = 1
 	}
 	w.chain[transaction] = lsn
-	all := append(h, data...)
+	all := slices.Concat(h, data)
 	for {
 		b := w.buf[w.page : w.page+logPage]
 		n := copy(b[w.pos:], all)

@@ -412,11 +412,12 @@ func TestReplay(t *testing.T) {
 				checkpoint, known = p.lateCheckpoint(w), w.last
 			}
 			on, want := p.before, p.after
-			if c.undo {
+			switch {
+			case c.undo:
 				on, want = p.written(t, w.last), p.before
-			} else if c.abort {
+			case c.abort:
 				want = p.before
-			} else {
+			default:
 				w.end(0x40)
 			}
 			log := w.finish(checkpoint, known)
@@ -458,7 +459,7 @@ func (p *volumePair) lateCheckpoint(w *logWriter) uint64 {
 // compareReplayed compares what the reader shows of a volume that is to be
 // replayed with what ntfs-3g shows of one that need not be, and with what
 // ntfs-3g's recovery makes of it.
-func compareReplayed(t *testing.T, dirty, want []byte, recover bool) {
+func compareReplayed(t *testing.T, dirty, want []byte, withPeer bool) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "want.raw")
 	must(t, os.WriteFile(file, want, 0o600))
@@ -471,7 +472,7 @@ func compareReplayed(t *testing.T, dirty, want []byte, recover bool) {
 	if n := guestfstest.Compare(t, fsys, dir, peer); n < 45 {
 		t.Errorf("only %d entries were compared", n)
 	}
-	if !recover {
+	if !withPeer {
 		return
 	}
 	recovered := filepath.Join(t.TempDir(), "recovered.raw")

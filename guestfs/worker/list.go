@@ -113,7 +113,7 @@ func content(op byte, img disk.Image, d *decoder, e *encoder) error {
 		e.runs(list)
 		if err != nil || img.Size() > inlineSize || len(list) != 1 || list[0].kind != pieceDecoded {
 			e.bytes(nil)
-			return nil
+			return nil //nolint:nilerr // see above
 		}
 		return readInto(e, img, 0, img.Size())
 	case opMap:

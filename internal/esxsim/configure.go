@@ -101,8 +101,8 @@ func (c *change) device(spec *types.VirtualDeviceConfigSpec, index int32) types.
 		return invalid()
 	}
 	d := spec.Device.GetVirtualDevice()
-	if real, ok := c.keys[d.ControllerKey]; ok {
-		d.ControllerKey = real
+	if key, ok := c.keys[d.ControllerKey]; ok {
+		d.ControllerKey = key
 	}
 	var err error
 	var f types.BaseMethodFault

@@ -41,7 +41,7 @@ type lease struct {
 }
 
 // ExportVm [API]: of a VM that is off.
-func (d *vmCalls) ExportVm(_ *simulator.Context, req *types.ExportVm) soap.HasFault { //nolint:revive,staticcheck // the method's name
+func (d *vmCalls) ExportVm(_ *simulator.Context, req *types.ExportVm) soap.HasFault { //nolint:revive // the method's name
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
 	v := d.s.vms[req.This]
@@ -154,7 +154,7 @@ func (d *leaseCalls) lease(this ref) (*lease, *soap.Fault) {
 }
 
 // HttpNfcLeaseProgress keeps the lease alive [API].
-func (d *leaseCalls) HttpNfcLeaseProgress(_ *simulator.Context, req *types.HttpNfcLeaseProgress) soap.HasFault {
+func (d *leaseCalls) HttpNfcLeaseProgress(_ *simulator.Context, req *types.HttpNfcLeaseProgress) soap.HasFault { //nolint:revive // the method's name
 	l, f := d.lease(req.This)
 	if f != nil {
 		return &methods.HttpNfcLeaseProgressBody{Fault_: f}
@@ -165,7 +165,7 @@ func (d *leaseCalls) HttpNfcLeaseProgress(_ *simulator.Context, req *types.HttpN
 }
 
 // HttpNfcLeaseComplete [API].
-func (d *leaseCalls) HttpNfcLeaseComplete(_ *simulator.Context, req *types.HttpNfcLeaseComplete) soap.HasFault {
+func (d *leaseCalls) HttpNfcLeaseComplete(_ *simulator.Context, req *types.HttpNfcLeaseComplete) soap.HasFault { //nolint:revive // the method's name
 	l, f := d.lease(req.This)
 	if f != nil {
 		return &methods.HttpNfcLeaseCompleteBody{Fault_: f}
@@ -175,7 +175,7 @@ func (d *leaseCalls) HttpNfcLeaseComplete(_ *simulator.Context, req *types.HttpN
 }
 
 // HttpNfcLeaseAbort ends a lease; what was imported is gone [API].
-func (d *leaseCalls) HttpNfcLeaseAbort(_ *simulator.Context, req *types.HttpNfcLeaseAbort) soap.HasFault {
+func (d *leaseCalls) HttpNfcLeaseAbort(_ *simulator.Context, req *types.HttpNfcLeaseAbort) soap.HasFault { //nolint:revive // the method's name
 	l, f := d.lease(req.This)
 	if f != nil {
 		return &methods.HttpNfcLeaseAbortBody{Fault_: f}

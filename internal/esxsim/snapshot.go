@@ -124,8 +124,7 @@ func (v *vm) cannotFreezeMemory() bool {
 func (v *vm) freeze(n *snapshot) (err error) {
 	var part []*vdisk
 	for _, d := range v.disks {
-		copy := d.described()
-		n.disks = append(n.disks, copy)
+		n.disks = append(n.disks, d.described())
 		if d.snapshotted() {
 			part = append(part, d)
 		}
