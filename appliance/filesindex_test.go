@@ -93,10 +93,11 @@ func TestIndexGrows(t *testing.T) {
 		for range 15 {
 			m.step()
 		}
-		if i == 1 {
-			err = os.Remove(filepath.Join(dir, "lost.txt"))
-		} else if i == 0 {
+		switch i {
+		case 0:
 			err = os.WriteFile(filepath.Join(dir, "lost.txt"), []byte("three"), 0o600)
+		case 1:
+			err = os.Remove(filepath.Join(dir, "lost.txt"))
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -52,11 +52,11 @@ func newest(folder string) (file, version string) {
 		return "", ""
 	}
 	for _, f := range files {
-		real, err := filepath.EvalSymlinks(f)
+		target, err := filepath.EvalSymlinks(f)
 		if err != nil {
 			continue
 		}
-		v := strings.TrimPrefix(strings.TrimPrefix(filepath.Base(real), libraryName), ".")
+		v := strings.TrimPrefix(strings.TrimPrefix(filepath.Base(target), libraryName), ".")
 		if file == "" || compareVersions(v, version) > 0 {
 			file, version = f, v
 		}

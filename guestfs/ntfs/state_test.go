@@ -128,7 +128,7 @@ func TestReparse(t *testing.T) {
 		"junction": {linkPoint(junction, `\??\C:\Users\Öffentlich`, `C:\Users\Öffentlich`, false), `C:\Users\Öffentlich`},
 		"volume":   {linkPoint(junction, `\??\Volume{2a9dc9d6-0000-0000-0000-100000000000}\`, "", false), `\\?\Volume{2a9dc9d6-0000-0000-0000-100000000000}\`},
 		"share":    {linkPoint(symlink, `\??\UNC\server\share\x`, `\\server\share\x`, false), `\\server\share\x`},
-		"relative": {linkPoint(symlink, `..\other\file`, `..\other\file`, true), `..\other\file`},
+		"relative": {linkPoint(symlink, `..\some\file`, `..\some\file`, true), `..\some\file`},
 	}
 	for name, l := range links {
 		must(t, os.Mkdir(filepath.Join(dir, name), 0o755))

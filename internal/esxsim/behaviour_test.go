@@ -410,13 +410,13 @@ func imported(t *testing.T, s *Sim, c *govmomi.Client, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := c.Client.ParseURL(info.DeviceUrl[0].Url)
+	u, err := c.ParseURL(info.DeviceUrl[0].Url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	upload := soap.DefaultUpload
 	upload.ContentLength, upload.Method = fi.Size(), http.MethodPut
-	if err := c.Client.Upload(t.Context(), f, u, &upload); err != nil {
+	if err := c.Upload(t.Context(), f, u, &upload); err != nil {
 		t.Fatal(err)
 	}
 	if err := lease.Complete(t.Context()); err != nil {
@@ -458,7 +458,7 @@ func TestGuestOperations(t *testing.T) {
 	}
 	upload := soap.DefaultUpload
 	upload.ContentLength = 5
-	if err := c.Client.Upload(t.Context(), strings.NewReader("hello"), at, &upload); err != nil {
+	if err := c.Upload(t.Context(), strings.NewReader("hello"), at, &upload); err != nil {
 		t.Fatal(err)
 	}
 	if fi, err := os.Stat(filepath.Join(s.VM("a").GuestDir(), "srv/deep/f")); err != nil || fi.Size() != 5 || fi.Mode().Perm() != 0o640 {
