@@ -187,14 +187,14 @@ func (c *Control) Start(ctx context.Context, o StartOptions) error {
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, []*os.File{r}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	r.Close()
-	if err != nil {
-		w.Close()
-		return fmt.Errorf("start the appliance's server: %w", err)
-	}
-	_, err = w.Write(append(o.Password, '\n')) // shorter than a pipe's buffer
+	// The password is there before the server: one that ends at once is heard of by
+	// what it said, not by a pipe that nobody reads.
+	_, err = w.Write(append(slices.Clone(o.Password), '\n')) // shorter than a pipe's buffer
 	w.Close()
+	if err == nil {
+		err = cmd.Start()
+	}
+	r.Close()
 	if err != nil {
 		return fmt.Errorf("start the appliance's server: %w", err)
 	}
